@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables prometheus \
+            python3 python3-dev python3-venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OBJECTS := agent/tidegate/kernel/objects
+SOURCES := $(filter-out bpf/types.bpf.c,$(wildcard bpf/*.bpf.c))
+HEADERS := $(wildcard bpf/include/*.h)
+BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
+             -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
+
+.PHONY: help setup packages build run test unit lint format layouts lab bench clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+run: setup ## the live view of this machine, metrics on 127.0.0.1:19469/metrics (root)
+	@exec $(BIN)/tidegate run --view
+
+test: setup lint ## everything that this machine can test (root)
+	@$(BIN)/pytest
+
+unit: setup ## the tests that need no privilege
+	@$(BIN)/pytest -m unit
+
+lab: setup ## the gateway of the story in network namespaces, with live traffic (root)
+	@exec $(BIN)/python -m lab
+
+bench: setup ## measure the figures of docs/performance.md (root)
+	@$(BIN)/python -m bench
+
+lint: setup ## ruff, mypy, clang-format, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror bpf/*.c bpf/include/*.h tests/kernel/*.c
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## lay out Python and C
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/clang-format -i bpf/*.c bpf/include/*.h tests/kernel/*.c
+
+setup: packages build ## install what is missing, compile, make .venv (root where packages are missing)
+
+# Debian's packages, asked for only where one is missing.
+packages:
+	@missing=; for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+	  echo "tidegate: missing packages:$$missing" >&2; \
+	  echo "tidegate: install them as root (Debian 12 or 13: apt-get install$$missing), then run make again" >&2; \
+	  exit 3; fi; \
+	echo "installing:$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >build-apt.log 2>&1 \
+	  || { tail -20 build-apt.log >&2; exit 1; }; rm -f build-apt.log
+
+build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) build/types.bpf.o $(VENV)/installed
+
+$(OBJECTS)/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
+
+build/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
+
+layouts: build ## write agent/tidegate/kernel/layouts.py from bpf/include
+	@$(BIN)/python bpf/generate_layouts.py build/types.bpf.o > build/layouts.py
+	@mv build/layouts.py agent/tidegate/kernel/layouts.py
+
+$(VENV)/installed: pyproject.toml setup.py agent/tidegate/kernel/build_libbpf.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tidegate: Python 3.11 or later is needed, $$($(PYTHON) --version) found; set PYTHON=" >&2; exit 3; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean: ## remove what was built
+	@rm -rf build $(VENV) $(OBJECTS) agent/tidegate/kernel/_libbpf* agent/*.egg-info

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF maps: single elements, batches, the swap of two tables, and ring buffers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tidegate.errors import KernelError
+from tidegate.kernel.libbpf import check, check_pointer, ffi, lib, start_log
+
+BATCH = 4096
+ANY, NOEXIST, EXIST = 0, 1, 2
+_HASHES = (1, 5, 9, 10)  # enum bpf_map_type: hash, per-CPU hash, LRU hash, per-CPU LRU hash
+
+
+class Map:
+    """A map of a loaded object; keys and values are bytes of its fixed sizes."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.name = ffi.string(lib.bpf_map__name(pointer)).decode()
+        self.fd: int = lib.bpf_map__fd(pointer)
+        self.key_size: int = lib.bpf_map__key_size(pointer)
+        self.value_size: int = lib.bpf_map__value_size(pointer)
+        self.max_entries: int = lib.bpf_map__max_entries(pointer)
+        self.is_hash: bool = lib.bpf_map__type(pointer) in _HASHES
+        self._pointer = pointer
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = ffi.new("char[]", self.value_size)
+        result = lib.bpf_map_lookup_elem(self.fd, self._sized(key), value)
+        if result < 0 and ffi.errno == errno.ENOENT:
+            raise KeyError(key)
+        check(result, f"map {self.name}: look-up")
+        return bytes(ffi.buffer(value, self.value_size))
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        self.update(key, value, ANY)
+
+    def __delitem__(self, key: bytes) -> None:
+        result = lib.bpf_map_delete_elem(self.fd, self._sized(key))
+        if result < 0 and ffi.errno == errno.ENOENT:
+            raise KeyError(key)
+        check(result, f"map {self.name}: delete")
+
+    def update(self, key: bytes, value: bytes, flags: int) -> None:
+        """Write one element; ``flags`` is ANY, NOEXIST or EXIST."""
+        if len(value) != self.value_size:
+            raise ValueError(f"map {self.name}: a value has {self.value_size} bytes, this one {len(value)}")
+        check(
+            lib.bpf_map_update_elem(self.fd, self._sized(key), value, flags), f"map {self.name}: update"
+        )
+
+    def take(self, key: bytes) -> bytes:
+        """Read and delete one element as one operation (hash maps: Linux 5.14); KeyError if there is none."""
+        value = ffi.new("char[]", self.value_size)
+        result = lib.bpf_map_lookup_and_delete_elem(self.fd, self._sized(key), value)
+        if result < 0 and ffi.errno == errno.ENOENT:
+            raise KeyError(key)
+        check(result, f"map {self.name}: look-up and delete")
+        return bytes(ffi.buffer(value, self.value_size))
+
+    def batches(self, batch: int = BATCH, *, delete: bool = False) -> Iterator[tuple[int, Any, Any]]:
+        """Read the whole map in batches, with ``delete`` emptying it.
+
+        Yields (count, keys, values); the two are buffers that hold ``count`` keys and values one after the
+        other and are valid until the next batch. A hash map needs Linux 5.6.
+        """
+        call = lib.bpf_map_lookup_and_delete_batch if delete else lib.bpf_map_lookup_batch
+        size = min(batch, self.max_entries)
+        keys = ffi.new("char[]", size * self.key_size)
+        values = ffi.new("char[]", size * self.value_size)
+        position = ffi.new("char[]", max(self.key_size, 4))
+        count = ffi.new("__u32 *")
+        first = True
+        while True:
+            count[0] = size
+            result = call(self.fd, ffi.NULL if first else position, position, keys, values, count, ffi.NULL)
+            reason = ffi.errno if result < 0 else 0
+            if reason == errno.ENOSPC and count[0] == 0:  # one hash bucket alone holds more than a batch
+                size *= 2
+                keys = ffi.new("char[]", size * self.key_size)
+                values = ffi.new("char[]", size * self.value_size)
+                continue
+            if reason not in (0, errno.ENOENT):
+                raise KernelError(f"map {self.name}: batch read", reason)
+            first = False
+            if count[0]:
+                n = count[0]
+                yield n, ffi.buffer(keys, n * self.key_size), ffi.buffer(values, n * self.value_size)
+            if reason == errno.ENOENT:
+                return
+
+    def pin(self, path: str) -> None:
+        """Keep the map alive under ``path`` in bpffs."""
+        start_log()
+        check(lib.bpf_map__pin(self._pointer, os.fsencode(path)), f"map {self.name}: pin at {path}")
+
+    def memory(self) -> int | None:
+        """Return the bytes that the kernel charges for the map, None where it doesn't say."""
+        try:
+            with open(f"/proc/self/fdinfo/{self.fd}", encoding="ascii") as lines:
+                for line in lines:
+                    if line.startswith("memlock:"):
+                        return int(line.split()[1])
+        except OSError:
+            return None
+        return None
+
+    def _sized(self, key: bytes) -> bytes:
+        if len(key) != self.key_size:
+            raise ValueError(f"map {self.name}: a key has {self.key_size} bytes, this one {len(key)}")
+        return key
+
+
+class SwappedTables:
+    """Two tables behind an array of maps: the programs write one while the other is read and emptied.
+
+    ``selector`` is the array of maps (one entry) through which the programs find the table to write.
+    """
+
+    def __init__(self, selector: Map, tables: Sequence[Map]) -> None:
+        self.selector, self.tables = selector, tables
+        self._written = 0
+        self._zero = bytes(4)
+
+    def drain(self) -> Iterator[tuple[int, Any, Any]]:
+        """Let the programs write the other table, then read and empty this one, in batches.
+
+        Exact: the kernel returns from the update of a map in a map only when every program that could
+        still use the old one has ended (maybe_wait_bpf_programs() in kernel/bpf/syscall.c).
+        """
+        full = self.tables[self._written]
+        self._written ^= 1
+        self.selector[self._zero] = self.tables[self._written].fd.to_bytes(4, "little")
+        yield from full.batches(delete=True)
+
+
+class RingBuffer:
+    """The reading side of a ring buffer map; ``fd`` becomes readable when there are records."""
+
+    def __init__(self, ring: Map) -> None:
+        self._records: list[bytes] = []
+        self._handle = ffi.new_handle(self._records)
+        self._pointer = check_pointer(
+            lib.ring_buffer__new(ring.fd, lib.tidegate_on_sample, self._handle, ffi.NULL),
+            f"ring buffer {ring.name}",
+        )
+        self.fd: int = lib.ring_buffer__epoll_fd(self._pointer)
+
+    def consume(self) -> list[bytes]:
+        """Return all records that are there, oldest first, and free their place."""
+        check(lib.ring_buffer__consume(self._pointer), "ring buffer: consume")
+        records = self._records[:]
+        self._records.clear()
+        return records
+
+    def close(self) -> None:
+        """Unmap the ring; twice is harmless."""
+        if self._pointer is not None:
+            lib.ring_buffer__free(self._pointer)
+            self._pointer = None
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def tidegate_on_sample(ctx: Any, data: Any, size: int) -> int:
+    """Keep one record of a ring buffer (called by libbpf)."""
+    ffi.from_handle(ctx).append(bytes(ffi.buffer(data, size)))
+    return 0

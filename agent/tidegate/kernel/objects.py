@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF objects from file to attached programs, each as a context manager."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from tidegate.errors import UnavailableError
+from tidegate.kernel.libbpf import check, check_pointer, ffi, lib, start_log
+from tidegate.kernel.maps import Map
+from tidegate.model.snapshot import MapHealth
+
+OBJECTS = Path(__file__).parent / "objects"
+
+
+class ProgramInfo(NamedTuple):
+    """What the kernel says of a loaded program; times in ns, counted only where BPF statistics are on."""
+
+    id: int
+    run_time_ns: int
+    runs: int
+    recursion_misses: int
+
+
+class TestRun(NamedTuple):
+    """The outcome of BPF_PROG_TEST_RUN: return value, resulting packet, mean duration in ns."""
+
+    __test__ = False
+
+    retval: int
+    data: bytes
+    duration_ns: int
+
+
+class Link:
+    """A program that is attached; closing it detaches, unless it is pinned."""
+
+    def __init__(self, pointer: Any, name: str) -> None:
+        self._pointer, self.name = pointer, name
+
+    @classmethod
+    def open(cls, path: str) -> Link:
+        """Open a link that was pinned at ``path``."""
+        start_log()
+        pointer = check_pointer(lib.bpf_link__open(os.fsencode(path)), f"pinned link {path}")
+        return cls(pointer, path)
+
+    @property
+    def fd(self) -> int:
+        """The link's descriptor."""
+        return int(lib.bpf_link__fd(self._pointer))
+
+    def pin(self, path: str) -> None:
+        """Keep the link alive under ``path`` in bpffs, also beyond this process."""
+        start_log()
+        check(lib.bpf_link__pin(self._pointer, os.fsencode(path)), f"link {self.name}: pin at {path}")
+
+    def update(self, program: Program) -> None:
+        """Replace the attached program atomically (XDP and cgroup links; tracing links refuse)."""
+        start_log()
+        result = lib.bpf_link__update_program(self._pointer, program._pointer)
+        check(result, f"link {self.name}: update to program {program.name}")
+
+    def read(self) -> bytes:
+        """Run an iterator program once and return all that it wrote."""
+        fd = check(lib.bpf_iter_create(self.fd), f"iterator {self.name}")
+        with os.fdopen(fd, "rb") as output:
+            return output.read()
+
+    def close(self) -> None:
+        """Detach; twice is harmless."""
+        if self._pointer is not None:
+            lib.bpf_link__destroy(self._pointer)
+            self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Program:
+    """One program of an object."""
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer = pointer
+        self.name = ffi.string(lib.bpf_program__name(pointer)).decode()
+        self.section = ffi.string(lib.bpf_program__section_name(pointer)).decode()
+
+    @property
+    def fd(self) -> int:
+        """The loaded program's descriptor."""
+        return int(lib.bpf_program__fd(self._pointer))
+
+    def skip(self) -> None:
+        """Leave this program out when the object is loaded."""
+        check(lib.bpf_program__set_autoload(self._pointer, False), f"program {self.name}: skip")
+
+    def attach(self) -> Link:
+        """Attach to what the section names: a typed tracepoint."""
+        start_log()
+        pointer = lib.bpf_program__attach(self._pointer)
+        return Link(check_pointer(pointer, f"program {self.name}: attach to {self.section}"), self.name)
+
+    def attach_xdp(self, interface: int) -> Link:
+        """Attach to a network interface, given by its index, in the best mode that its driver has."""
+        start_log()
+        pointer = lib.bpf_program__attach_xdp(self._pointer, interface)
+        return Link(check_pointer(pointer, f"program {self.name}: attach to interface {interface}"), self.name)
+
+    def attach_cgroup(self, path: Path) -> Link:
+        """Attach to a cgroup2 directory and all below it."""
+        start_log()
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            pointer = lib.bpf_program__attach_cgroup(self._pointer, fd)
+            return Link(check_pointer(pointer, f"program {self.name}: attach to {path}"), self.name)
+        finally:
+            os.close(fd)
+
+    def attach_iterator(self) -> Link:
+        """Make an iterator; read it with :meth:`Link.read`."""
+        start_log()
+        pointer = lib.bpf_program__attach_iter(self._pointer, ffi.NULL)
+        return Link(check_pointer(pointer, f"program {self.name}: make iterator"), self.name)
+
+    def info(self) -> ProgramInfo:
+        """Ask the kernel for the program's id and counts."""
+        info = ffi.new("struct tidegate_program_info *")
+        check(lib.tidegate_program_info(self.fd, info), f"program {self.name}: info")
+        return ProgramInfo(info.id, info.run_time_ns, info.run_cnt, info.recursion_misses)
+
+    def test_run(self, packet: bytes, *, repeat: int = 1, room: int = 256) -> TestRun:
+        """Run the program on ``packet`` without any interface; ``room`` bytes may be added to it."""
+        size, retval, duration = ffi.new("__u32 *"), ffi.new("__u32 *"), ffi.new("__u32 *")
+        size[0] = len(packet) + room
+        output = ffi.new("char[]", size[0])
+        start_log()
+        result = lib.tidegate_test_run(
+            self.fd, packet, len(packet), output, size, repeat, retval, duration
+        )
+        check(result, f"program {self.name}: test run with {len(packet)} bytes")
+        return TestRun(retval[0], bytes(ffi.buffer(output, size[0])), duration[0])
+
+
+class BpfObject:
+    """A compiled object: opened, configured, loaded, and closed with all that it attached."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise UnavailableError(
+                f"BPF object {path.name}: expected at {path}, not found; run 'make setup' to compile it"
+            )
+        self.name = path.name.removesuffix(".bpf.o")
+        self.links: list[Link] = []
+        start_log()
+        self._pointer = check_pointer(
+            lib.bpf_object__open_file(os.fsencode(path), ffi.NULL), f"object {self.name}: open"
+        )
+        self.programs = {p.name: p for p in map(Program, self._iterate(lib.bpf_object__next_program))}
+        self._map_pointers = {
+            ffi.string(lib.bpf_map__name(p)).decode(): p for p in self._iterate(lib.bpf_object__next_map)
+        }
+        self.maps: dict[str, Map] = {}
+
+    @classmethod
+    def named(cls, name: str) -> BpfObject:
+        """Open one of the objects that Tidegate ships, by its concern."""
+        return cls(OBJECTS / f"{name}.bpf.o")
+
+    def set_constant(self, name: str, value: bytes) -> None:
+        """Set a ``const volatile`` variable before the object is loaded."""
+        size, offset = ffi.new("__u32 *"), ffi.new("__u32 *")
+        place = lib.tidegate_variable(self._pointer, b".rodata", name.encode(), size, offset)
+        if place == ffi.NULL or size[0] != len(value):
+            raise ValueError(f"object {self.name}: no constant {name} of {len(value)} bytes in .rodata")
+        ffi.memmove(place, value, len(value))
+
+    def set_max_entries(self, name: str, entries: int) -> None:
+        """Set the size of a map before the object is loaded."""
+        result = lib.bpf_map__set_max_entries(self._map_pointers[name], entries)
+        check(result, f"map {name}: set size to {entries}")
+
+    def load(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Self:
+        """Verify and load the programs; refuse maps whose (key, value) sizes differ from ``sizes``."""
+        start_log()
+        check(lib.bpf_object__load(self._pointer), f"object {self.name}: load")
+        self.maps = {name: Map(pointer) for name, pointer in self._map_pointers.items()}
+        for name, expected in (sizes or {}).items():
+            found = (self.maps[name].key_size, self.maps[name].value_size)
+            if found != expected:
+                raise UnavailableError(
+                    f"map {name}: the agent expects keys and values of {expected} bytes, the object has "
+                    f"{found}; agent and object are of different versions: run 'make setup'"
+                )
+        return self
+
+    def attach(self) -> Self:
+        """Attach every loaded program to what its section names; detached when the object is closed."""
+        for program in self.programs.values():
+            self.links.append(program.attach())
+        return self
+
+    def variable(self, name: str) -> int:
+        """Read an unsigned global variable of a loaded object."""
+        size, offset = ffi.new("__u32 *"), ffi.new("__u32 *")
+        place = lib.tidegate_variable(self._pointer, b".bss", name.encode(), size, offset)
+        if place == ffi.NULL:
+            raise KeyError(name)
+        return int.from_bytes(ffi.buffer(place, size[0]), "little")
+
+    def close(self) -> None:
+        """Detach and unload; twice is harmless."""
+        for link in self.links:
+            link.close()
+        self.links.clear()
+        if self._pointer is not None:
+            lib.bpf_object__close(self._pointer)
+            self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _iterate(self, step: Any) -> list[Any]:
+        found, pointer = [], step(self._pointer, ffi.NULL)
+        while pointer != ffi.NULL:
+            found.append(pointer)
+            pointer = step(self._pointer, pointer)
+        return found
+
+
+def map_health(bpf: BpfObject) -> dict[str, MapHealth]:
+    """Return the size of an object's own maps; the limit only where it counts entries that come and go."""
+    return {
+        name: MapHealth(entries=None, limit=m.max_entries if m.is_hash else None, bytes=m.memory())
+        for name, m in bpf.maps.items()
+        if "." not in name  # libbpf's data sections
+    }

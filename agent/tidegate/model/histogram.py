@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic on the kernel's log-linear histograms (shape: bpf/include/histogram.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+SUBSLOT_BITS = 3
+_SUBSLOTS = 1 << SUBSLOT_BITS
+
+Slots = Mapping[int, int]
+
+
+def slot_edges(slot: int, shift: int) -> tuple[int, int]:
+    """Return the lower (included) and upper (excluded) value of a slot, in the unit of the counted values."""
+    if slot < _SUBSLOTS:
+        return slot << shift, (slot + 1) << shift
+    excess = (slot >> SUBSLOT_BITS) - 1
+    base = _SUBSLOTS + (slot & (_SUBSLOTS - 1))
+    return base << (excess + shift), (base + 1) << (excess + shift)
+
+
+def percentile(slots: Slots, shift: int, quantile: float) -> float | None:
+    """Return the value below which the share ``quantile`` of the samples lies; None without samples.
+
+    Linear within a slot, so at most a slot's width off: 12.5 % of the value, 6.25 % from its middle.
+    """
+    total = sum(slots.values())
+    if not total:
+        return None
+    rank, seen = quantile * total, 0
+    for slot in sorted(slots):
+        count = slots[slot]
+        if count and seen + count >= rank:
+            lower, upper = slot_edges(slot, shift)
+            return lower + (upper - lower) * max(rank - seen, 0.5) / (count + 0.5)
+        seen += count
+    raise AssertionError("a rank lies within the total")
+
+
+def add(a: Slots, b: Slots) -> dict[int, int]:
+    """Return the sum of two histograms."""
+    result = dict(a)
+    for slot, count in b.items():
+        result[slot] = result.get(slot, 0) + count
+    return result
+
+
+def subtract(a: Slots, b: Slots) -> dict[int, int]:
+    """Return what ``a`` has more than the earlier ``b``."""
+    return {slot: count - b.get(slot, 0) for slot, count in a.items() if count != b.get(slot, 0)}
+
+
+def cumulative(slots: Slots, shift: int, bounds: Sequence[int]) -> tuple[int, ...]:
+    """Return the counts at or below each bound, then the total; exact where the bounds are slot edges."""
+    ordered = sorted((slot_edges(slot, shift)[1], count) for slot, count in slots.items())
+    result, seen, i = [], 0, 0
+    for bound in bounds:
+        while i < len(ordered) and ordered[i][0] <= bound:
+            seen += ordered[i][1]
+            i += 1
+        result.append(seen)
+    return (*result, seen + sum(count for _, count in ordered[i:]))

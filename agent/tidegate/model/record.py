@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a signal hands on after one read of the kernel: the counts that were added since the read before."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tidegate.model.fields import Role
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Counts of one (cgroup, role, endpoint) since the last read.
+
+    ``cgroup`` is the cgroup2 id, None for what the kernel could not attribute (its table was full).
+    ``counters`` and ``histograms`` are in the order in which the signal declares them; a histogram maps a slot
+    to its count.
+    """
+
+    cgroup: int | None
+    role: Role
+    endpoint: str
+    counters: tuple[int, ...]
+    histograms: tuple[dict[int, int], ...]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums records into totals per service and endpoint: bounded, exact in their sum, never going back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import add
+from typing import NamedTuple
+
+from tidegate.identity.services import OTHER, Service
+from tidegate.model import histogram
+from tidegate.model.fields import Role
+from tidegate.model.record import Record
+from tidegate.signals.tcp import Counter
+
+OTHER_ENDPOINT = "other"
+
+
+class RowKey(NamedTuple):
+    """What a row is about."""
+
+    service: Service
+    role: Role
+    endpoint: str
+
+
+class Row(NamedTuple):
+    """The totals of a row, in the order in which the signal declares them; immutable."""
+
+    counters: tuple[int, ...]
+    histograms: tuple[Mapping[int, int], ...]
+
+    def plus(self, counters: tuple[int, ...], histograms: tuple[Mapping[int, int], ...]) -> Row:
+        """Return the sum as a new row."""
+        pairs = zip(self.histograms, histograms, strict=True)
+        return Row(
+            tuple(map(add, self.counters, counters)),
+            tuple(histogram.add(a, b) if b else a for a, b in pairs),
+        )
+
+    @property
+    def open(self) -> int:
+        """Connections that are established and not closed."""
+        return self.counters[Counter.ESTABLISHED] - self.counters[Counter.CLOSED]
+
+
+Sample = Mapping[RowKey, Row]
+
+
+class Totals:
+    """All rows since the start.
+
+    At most ``max_rows`` rows, at most ``max_endpoints`` for one role of a service; what finds no place is
+    summed in the service's endpoint ``other`` or in the service ``other``. Where room is short, rows that have
+    been without traffic and open connections for ``idle`` seconds are folded into those.
+    """
+
+    def __init__(self, max_rows: int, max_endpoints: int, idle: float) -> None:
+        self._max_rows, self._max_endpoints, self._idle = max_rows, max_endpoints, idle
+        self._rows: dict[RowKey, Row] = {}
+        self._endpoints: dict[tuple[Service, Role], int] = {}
+        self._touched: dict[RowKey, float] = {}
+        self.folded = 0
+
+    def add(self, records: Iterable[Record], service_of: Callable[[int], Service], now: float) -> None:
+        """Add what was counted since the last time; ``now`` is monotonic seconds."""
+        if len(self._rows) >= self._max_rows * 9 // 10:
+            self._fold_idle(now)
+        for record in records:
+            service = OTHER if record.cgroup is None else service_of(record.cgroup)
+            key = self._place(RowKey(service, record.role, record.endpoint))
+            self._sum(key, record.counters, record.histograms)
+            self._touched[key] = now
+
+    def sample(self) -> Sample:
+        """Return the totals of this moment; later additions don't change it."""
+        return dict(self._rows)
+
+    def _sum(
+        self, key: RowKey, counters: tuple[int, ...], histograms: tuple[Mapping[int, int], ...]
+    ) -> None:
+        row = self._rows.get(key)
+        if row is None:
+            self._rows[key] = Row(counters, histograms)
+            group = (key.service, key.role)
+            self._endpoints[group] = self._endpoints.get(group, 0) + 1
+        else:
+            self._rows[key] = row.plus(counters, histograms)
+
+    def _place(self, key: RowKey) -> RowKey:
+        if key in self._rows or key.service == OTHER:
+            return key if key.service != OTHER else RowKey(OTHER, key.role, OTHER_ENDPOINT)
+        own_other = RowKey(key.service, key.role, OTHER_ENDPOINT)
+        if self._endpoints.get((key.service, key.role), 0) >= self._max_endpoints:
+            key = own_other
+        if key in self._rows or len(self._rows) < self._max_rows:
+            return key
+        return own_other if own_other in self._rows else RowKey(OTHER, key.role, OTHER_ENDPOINT)
+
+    def _fold_idle(self, now: float) -> None:
+        for key, touched in list(self._touched.items()):
+            row = self._rows[key]
+            if now - touched < self._idle or row.open or key.endpoint == OTHER_ENDPOINT:
+                continue
+            del self._rows[key], self._touched[key]
+            self._forget(key)
+            own_other = RowKey(key.service, key.role, OTHER_ENDPOINT)
+            target = own_other if own_other in self._rows else RowKey(OTHER, key.role, OTHER_ENDPOINT)
+            self._sum(target, row.counters, row.histograms)
+            self._touched.setdefault(target, now)
+            self.folded += 1
+
+    def _forget(self, key: RowKey) -> None:
+        group = (key.service, key.role)
+        self._endpoints[group] -= 1
+        if not self._endpoints[group]:
+            del self._endpoints[group]

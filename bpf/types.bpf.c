@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* No program: a pointer to each shared type, so that clang writes all of them to BTF, from which the
+ * agent's layouts are generated.
+ */
+#include "include/cgroup.h"
+#include "include/tcp.h"
+
+enum histogram *histogram;
+enum tcp_role *tcp_role;
+enum tcp_failure *tcp_failure;
+enum tcp_loss *tcp_loss;
+enum cgroup_change *cgroup_change;
+enum cgroup_limit *cgroup_limit;
+struct tcp_key *tcp_key;
+struct tcp_counts *tcp_counts;
+struct cgroup_event *cgroup_event;

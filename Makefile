@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 OBJECTS := agent/tidegate/kernel/objects
 SOURCES := $(filter-out bpf/types.bpf.c,$(wildcard bpf/*.bpf.c))
 HEADERS := $(wildcard bpf/include/*.h)
+C_FILES := bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcard tests/kernel/*.c)
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 
@@ -36,14 +37,14 @@ bench: setup ## measure the figures of docs/performance.md (root)
 lint: setup ## ruff, mypy, clang-format, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/clang-format --dry-run --Werror bpf/*.c bpf/include/*.h tests/kernel/*.c
+	@$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 format: setup ## lay out Python and C
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
-	@$(BIN)/clang-format -i bpf/*.c bpf/include/*.h tests/kernel/*.c
+	@$(BIN)/clang-format -i $(C_FILES)
 
 setup: packages build ## install what is missing, compile, make .venv (root where packages are missing)
 
@@ -61,7 +62,7 @@ packages:
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >build-apt.log 2>&1 \
 	  || { tail -20 build-apt.log >&2; exit 1; }; rm -f build-apt.log
 
-build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) build/types.bpf.o $(VENV)/installed
+build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) build/types.bpf.o build/programs.bpf.o build/refused.bpf.o $(VENV)/installed
 
 $(OBJECTS)/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -71,11 +72,15 @@ build/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
 
+build/%.bpf.o: tests/kernel/%.bpf.c $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
+
 layouts: build ## write agent/tidegate/kernel/layouts.py from bpf/include
 	@$(BIN)/python bpf/generate_layouts.py build/types.bpf.o > build/layouts.py
 	@mv build/layouts.py agent/tidegate/kernel/layouts.py
 
-$(VENV)/installed: pyproject.toml setup.py agent/tidegate/kernel/build_libbpf.py
+$(VENV)/installed: pyproject.toml setup.py agent/tidegate/kernel/build_libbpf.py agent/tidegate/kernel/binding.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tidegate: Python 3.11 or later is needed, $$($(PYTHON) --version) found; set PYTHON=" >&2; exit 3; }
 	@echo "making $(VENV)"

@@ -3,8 +3,8 @@
 
 Usage: python bpf/generate_layouts.py types.bpf.o > layouts.py
 
-Each named enum becomes an IntEnum, each struct a NamedTuple (TcpKey) with its layout (TCP_KEY). A scalar is an
-int; an array is bytes with a layout of its elements (TCP_COUNTS_FAILURES). Padding must be explicit in C.
+Each named enum becomes an IntEnum, each struct a NamedTuple (TcpKey) with its layout (TCP_KEY). A scalar is
+an int; an array is bytes with a layout of its elements (TCP_COUNTS_FAILURES). Padding is explicit in C.
 """
 
 from __future__ import annotations

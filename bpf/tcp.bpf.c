@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* TCP connections per (cgroup, role, endpoint), from the socket's own state changes.
  *
- * Counts go to one of two tables: the agent swaps them at each read and empties the one that no program
- * uses any more, so that reading loses nothing and the table is empty at the start of every interval.
+ * Counts go to one of two tables: the agent swaps them at each read and empties the one that no
+ * program uses any more, so that reading loses nothing and the table is empty at the start of every
+ * interval.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -16,8 +17,8 @@
 char LICENSE[] SEC("license") = "GPL";
 
 #define IPPROTO_TCP  6
-#define EPERM	     1
-#define EACCES	     13
+#define EPERM        1
+#define EACCES       13
 #define ENETUNREACH  101
 #define ECONNRESET   104
 #define ETIMEDOUT    110
@@ -36,7 +37,8 @@ struct tcp_socket {
 	struct tcp_key key;
 	__u64 syn_ns;
 	__u32 segs_out; /* when the connect began */
-	__be16 source_port; /* when the connect began: of bind(), or stale from an earlier connect */
+	__be16
+	    source_port; /* when the connect began: of bind(), or stale from an earlier connect */
 	__u8 phase;
 	__u8 in_other;
 };
@@ -52,8 +54,8 @@ struct tcp_table {
 struct tcp_table tcp_rows_a SEC(".maps");
 struct tcp_table tcp_rows_b SEC(".maps");
 
-/* Which of the two is written. A map in a map, because its update returns only when no running program
- * still uses the old one (kernel: maybe_wait_bpf_programs).
+/* Which of the two is written. A map in a map, because its update returns only when no running
+ * program still uses the old one (kernel: maybe_wait_bpf_programs).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -61,7 +63,7 @@ struct {
 	__type(key, __u32);
 	__array(values, struct tcp_table);
 } tcp_rows SEC(".maps") = {
-	.values = { [0] = &tcp_rows_a },
+    .values = {[0] = &tcp_rows_a},
 };
 
 /* The sum of what found no place in the table, by role. */
@@ -166,8 +168,8 @@ static __u32 failure_of(const struct sock *sk, const struct tcp_sock *tp,
 	default:
 		return TCP_FAILURE_OTHER;
 	}
-	/* connect() that finds no free port goes back to CLOSE before it sends: no SYN left, and the
-	 * source port is the one of before, which is 0 only on a fresh socket.
+	/* connect() that finds no free port goes back to CLOSE before it sends: no SYN left, and
+	 * the source port is the one of before, which is 0 only on a fresh socket.
 	 */
 	if (tp->segs_out == socket->segs_out && !(sk->sk_shutdown & RCV_SHUTDOWN) &&
 	    ((const struct inet_sock *)tp)->inet_sport == socket->source_port)
@@ -186,7 +188,7 @@ static int connecting(struct sock *sk)
 		lose(TCP_LOSS_UNTRACKED);
 		return 0;
 	}
-	socket->key = (struct tcp_key){ .cgroup = socket_cgroup(sk), .role = TCP_ROLE_CLIENT };
+	socket->key = (struct tcp_key){.cgroup = socket_cgroup(sk), .role = TCP_ROLE_CLIENT};
 	remote_endpoint(sk, &socket->key);
 	socket->syn_ns = bpf_ktime_get_ns();
 	socket->segs_out = tp->segs_out;
@@ -225,9 +227,8 @@ static int established(struct sock *sk, int oldstate)
 		lose(TCP_LOSS_UNTRACKED);
 		return 0;
 	}
-	socket->key = (struct tcp_key){ .cgroup = socket_cgroup(sk),
-					.port = sk->__sk_common.skc_num,
-					.role = TCP_ROLE_SERVER };
+	socket->key = (struct tcp_key){
+	    .cgroup = socket_cgroup(sk), .port = sk->__sk_common.skc_num, .role = TCP_ROLE_SERVER};
 	socket->phase = PHASE_ESTABLISHED;
 	counts = counts_of(socket);
 	if (counts)

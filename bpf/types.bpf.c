@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* No program: a pointer to each shared type, so that clang writes all of them to BTF, from which the
- * agent's layouts are generated.
+/* No program: a pointer to each shared type, so that clang writes all of them to BTF, from which
+ * the agent's layouts are generated.
  */
 #include "include/cgroup.h"
 #include "include/tcp.h"

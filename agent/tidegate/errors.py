@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one exception tree; every message names the thing, what was expected, what was found and the remedy.
 
-    TidegateError               exit 1: could not be done
-    ├── UsageError              exit 2: wrong usage
-    │   └── ConfigError         every complaint about a config file, all at once
-    └── UnavailableError        exit 3: a privilege, a kernel feature or a resource of the host is missing
-        └── KernelError         libbpf or the kernel refused; quotes the verifier's last lines
+TidegateError               exit 1: could not be done
+├── UsageError              exit 2: wrong usage
+│   └── ConfigError         every complaint about a config file, all at once
+└── UnavailableError        exit 3: a privilege, a kernel feature or a resource of the host is missing
+    └── KernelError         libbpf or the kernel refused; quotes the verifier's last lines
 """
 
 from __future__ import annotations

@@ -57,3 +57,14 @@ def require(found: list[Feature]) -> None:
     missing = [f for f in found if f.state is State.UNAVAILABLE]
     if missing:
         raise UnavailableError("; ".join(f"{f.name}: {f.reason}; to mend it: {f.remedy}" for f in missing))
+
+
+def unseen_failures() -> Feature:
+    """Connects that end before a SYN change no socket state, so no state-change tracepoint sees them."""
+    return Feature(
+        name="connects:no-syn",
+        state=State.DEGRADED,
+        reason="connects refused before a SYN is sent (no route, a cgroup program's denial) change no socket "
+        "state and are not counted",
+        remedy="none in this version; 'ip route get ADDRESS' shows a missing route",
+    )

@@ -106,5 +106,3 @@ class Measurement:
             late_seconds=late_seconds,
             tick_seconds=time.monotonic() - began,
         )
-
-

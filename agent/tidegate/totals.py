@@ -51,20 +51,24 @@ class Totals:
     """All rows since the start.
 
     At most ``max_rows`` rows, at most ``max_endpoints`` for one role of a service; what finds no place is
-    summed in the service's endpoint ``other`` or in the service ``other``. Where room is short, rows that have
-    been without traffic and open connections for ``idle`` seconds are folded into those.
+    summed in the service's endpoint ``other`` or in the service ``other``. Where room is short, rows that
+    have been without traffic and open connections for ``idle`` seconds are folded into those.
     """
 
     def __init__(self, max_rows: int, max_endpoints: int, idle: float) -> None:
-        self._max_rows, self._max_endpoints, self._idle = max_rows, max_endpoints, idle
+        self.limit(max_rows, max_endpoints, idle)
         self._rows: dict[RowKey, Row] = {}
         self._endpoints: dict[tuple[Service, Role], int] = {}
         self._touched: dict[RowKey, float] = {}
         self.folded = 0
 
+    def limit(self, max_rows: int, max_endpoints: int, idle: float) -> None:
+        """Set other bounds; rows that are there already stay."""
+        self._max_rows, self._max_endpoints, self._idle = max_rows, max_endpoints, idle
+
     def add(self, records: Iterable[Record], service_of: Callable[[int], Service], now: float) -> None:
         """Add what was counted since the last time; ``now`` is monotonic seconds."""
-        if len(self._rows) >= self._max_rows * 9 // 10:
+        if self._kept() >= self._max_rows * 9 // 10:
             self._fold_idle(now)
         for record in records:
             service = OTHER if record.cgroup is None else service_of(record.cgroup)
@@ -76,9 +80,11 @@ class Totals:
         """Return the totals of this moment; later additions don't change it."""
         return dict(self._rows)
 
-    def _sum(
-        self, key: RowKey, counters: tuple[int, ...], histograms: tuple[Mapping[int, int], ...]
-    ) -> None:
+    def _kept(self) -> int:
+        """Rows that count against the limit: all but those of ``other``."""
+        return len(self._rows) - sum(RowKey(OTHER, role, OTHER_ENDPOINT) in self._rows for role in Role)
+
+    def _sum(self, key: RowKey, counters: tuple[int, ...], histograms: tuple[Mapping[int, int], ...]) -> None:
         row = self._rows.get(key)
         if row is None:
             self._rows[key] = Row(counters, histograms)
@@ -93,7 +99,7 @@ class Totals:
         own_other = RowKey(key.service, key.role, OTHER_ENDPOINT)
         if self._endpoints.get((key.service, key.role), 0) >= self._max_endpoints:
             key = own_other
-        if key in self._rows or len(self._rows) < self._max_rows:
+        if key in self._rows or self._kept() < self._max_rows:
             return key
         return own_other if own_other in self._rows else RowKey(OTHER, key.role, OTHER_ENDPOINT)
 

@@ -6,7 +6,8 @@
 #include <bpf/bpf_core_read.h>
 #include "kernel.bpf.h"
 
-/* The cgroup2 id of a socket's creator, also in softirq and for accepted sockets; 0 if it has none. */
+/* The cgroup2 id of a socket's creator, also in softirq and for accepted sockets; 0 if it has none.
+ */
 static __always_inline __u64 socket_cgroup(const struct sock *sk)
 {
 	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup))

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The shape of every histogram: log-linear slots, eight to a power of two.
  *
- * A value v is shifted right by the histogram's own shift; below 8 the slot is v itself, above it is
- * 8 * (log2(v) - 2) + the three bits that follow the leading one. A slot is at most 1/8 of its lower
- * edge wide, so the middle of a slot is within 6.25 % of every value in it. The last slot also takes
- * everything above the range.
+ * A value v is shifted right by the histogram's own shift; below 8 the slot is v itself, above it
+ * is 8 * (log2(v) - 2) + the three bits that follow the leading one. A slot is at most 1/8 of its
+ * lower edge wide, so the middle of a slot is within 6.25 % of every value in it. The last slot
+ * also takes everything above the range.
  */
 #ifndef TIDEGATE_HISTOGRAM_H
 #define TIDEGATE_HISTOGRAM_H
@@ -12,7 +12,7 @@
 enum histogram {
 	HISTOGRAM_SUBSLOT_BITS = 3,
 	HISTOGRAM_SLOTS = 200, /* 27 powers of two above the shift */
-	HANDSHAKE_SHIFT = 10, /* units of 1,024 ns: 1 us to 137 s */
+	HANDSHAKE_SHIFT = 10,  /* units of 1,024 ns: 1 us to 137 s */
 };
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The kernel fields that Tidegate depends on, and nothing else; offsets are relocated at load (CO-RE). */
+/* The kernel fields that Tidegate depends on, and nothing else; offsets are relocated at load
+ * (CO-RE). */
 #ifndef TIDEGATE_KERNEL_BPF_H
 #define TIDEGATE_KERNEL_BPF_H
 
@@ -65,7 +66,7 @@ struct tcp_sock {
 
 #pragma clang attribute pop
 
-#define AF_INET	 2
+#define AF_INET  2
 #define AF_INET6 10
 
 /* include/net/tcp_states.h */

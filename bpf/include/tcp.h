@@ -12,8 +12,8 @@ enum tcp_role {
 	TCP_ROLE_COUNT = 2,
 };
 
-/* Why a connect came to nothing. All but RESET are ends of the handshake; RESET is a connection that
- * was established and then reset by the peer before it sent a single byte.
+/* Why a connect came to nothing. All but RESET are ends of the handshake; RESET is a connection
+ * that was established and then reset by the peer before it sent a single byte.
  */
 enum tcp_failure {
 	TCP_FAILURE_REFUSED = 0,
@@ -29,7 +29,8 @@ enum tcp_failure {
 
 /* What the programs had to leave out, by index in tcp_losses. */
 enum tcp_loss {
-	TCP_LOSS_ROWS_FULL = 0, /* events that went to tcp_other because the table took no new row */
+	TCP_LOSS_ROWS_FULL =
+	    0, /* events that went to tcp_other because the table took no new row */
 	TCP_LOSS_UNTRACKED = 1, /* connections without storage: not counted in any row */
 	TCP_LOSS_COUNT = 2,
 };
@@ -51,7 +52,7 @@ struct tcp_counts {
 	__u64 established;
 	__u64 closed; /* of the established */
 	__u64 failures[TCP_FAILURE_COUNT];
-	__u64 handshake_ns; /* sum over the histogram */
+	__u64 handshake_ns;               /* sum over the histogram */
 	__u32 handshake[HISTOGRAM_SLOTS]; /* client: SYN sent to established */
 };
 

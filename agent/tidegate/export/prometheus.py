@@ -66,7 +66,7 @@ class ViewCollector(Collector):
 
 def _family(field: Field, rows: Iterable[EndpointRow]) -> Metric:
     labels = LABELS if field.label is None else (*LABELS, field.label)
-    family = _new_family(field, labels)
+    family: Any = _new_family(field, labels)
     for row in rows:
         if row.role not in field.roles:
             continue
@@ -82,10 +82,11 @@ def _family(field: Field, rows: Iterable[EndpointRow]) -> Metric:
         else:
             for label, count in value.items():
                 family.add_metric([*key, label], count)
+    assert isinstance(family, Metric)
     return family
 
 
-def _new_family(field: Field, labels: Sequence[str]) -> Any:
+def _new_family(field: Field, labels: Sequence[str]) -> Metric:
     name = PREFIX + field.metric
     match field.kind:
         case Kind.COUNTER:
@@ -98,13 +99,19 @@ def _new_family(field: Field, labels: Sequence[str]) -> Any:
 
 def _health(health: Health, kernel: str) -> Iterator[Metric]:
     info = GaugeMetricFamily(
-        PREFIX + "build_info", "Version, kernel and loader of the agent.", labels=["version", "kernel", "loader"]
+        PREFIX + "build_info",
+        "Version, kernel and loader of the agent.",
+        labels=["version", "kernel", "loader"],
     )
     info.add_metric([health.version, kernel, health.loader], 1)
     yield info
-    entries = GaugeMetricFamily(PREFIX + "bpf_map_entries", "Entries of a BPF map at the last read.", labels=["map"])
+    entries = GaugeMetricFamily(
+        PREFIX + "bpf_map_entries", "Entries of a BPF map at the last read.", labels=["map"]
+    )
     limit = GaugeMetricFamily(PREFIX + "bpf_map_limit", "Entries that a BPF map can hold.", labels=["map"])
-    size = GaugeMetricFamily(PREFIX + "bpf_map_bytes", "Memory that the kernel charges for a BPF map.", labels=["map"])
+    size = GaugeMetricFamily(
+        PREFIX + "bpf_map_bytes", "Memory that the kernel charges for a BPF map.", labels=["map"]
+    )
     for name, map_health in health.maps.items():
         if map_health.limit is not None:
             limit.add_metric([name], map_health.limit)
@@ -155,9 +162,7 @@ class Exporter:
         self._thread.join()
 
 
-def _listen(
-    host: str, port: int, registry: CollectorRegistry, tls: Tls | None
-) -> tuple[WSGIServer, Thread]:
+def _listen(host: str, port: int, registry: CollectorRegistry, tls: Tls | None) -> tuple[WSGIServer, Thread]:
     files: dict[str, Any] = {}
     if tls is not None:
         files = {"certfile": tls.cert, "keyfile": tls.key}

@@ -12,7 +12,13 @@ lib: Any = _libbpf.lib
 ffi: Any = _libbpf.ffi
 
 _QUOTED_LINES = 12
-_NOISE = ("-- BEGIN PROG LOAD LOG --", "-- END PROG LOAD LOG --", "processed ", "verification time", "stack depth")
+_NOISE = (
+    "-- BEGIN PROG LOAD LOG --",
+    "-- END PROG LOAD LOG --",
+    "processed ",
+    "verification time",
+    "stack depth",
+)
 
 
 def start_log() -> None:

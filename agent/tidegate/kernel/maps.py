@@ -49,9 +49,7 @@ class Map:
         """Write one element; ``flags`` is ANY, NOEXIST or EXIST."""
         if len(value) != self.value_size:
             raise ValueError(f"map {self.name}: a value has {self.value_size} bytes, this one {len(value)}")
-        check(
-            lib.bpf_map_update_elem(self.fd, self._sized(key), value, flags), f"map {self.name}: update"
-        )
+        check(lib.bpf_map_update_elem(self.fd, self._sized(key), value, flags), f"map {self.name}: update")
 
     def take(self, key: bytes) -> bytes:
         """Read and delete one element as one operation (hash maps: Linux 5.14); KeyError if there is none."""

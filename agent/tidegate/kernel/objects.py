@@ -26,10 +26,8 @@ class ProgramInfo(NamedTuple):
     recursion_misses: int
 
 
-class TestRun(NamedTuple):
+class RunResult(NamedTuple):
     """The outcome of BPF_PROG_TEST_RUN: return value, resulting packet, mean duration in ns."""
-
-    __test__ = False
 
     retval: int
     data: bytes
@@ -135,17 +133,15 @@ class Program:
         check(lib.tidegate_program_info(self.fd, info), f"program {self.name}: info")
         return ProgramInfo(info.id, info.run_time_ns, info.run_cnt, info.recursion_misses)
 
-    def test_run(self, packet: bytes, *, repeat: int = 1, room: int = 256) -> TestRun:
+    def test_run(self, packet: bytes, *, repeat: int = 1, room: int = 256) -> RunResult:
         """Run the program on ``packet`` without any interface; ``room`` bytes may be added to it."""
         size, retval, duration = ffi.new("__u32 *"), ffi.new("__u32 *"), ffi.new("__u32 *")
         size[0] = len(packet) + room
         output = ffi.new("char[]", size[0])
         start_log()
-        result = lib.tidegate_test_run(
-            self.fd, packet, len(packet), output, size, repeat, retval, duration
-        )
+        result = lib.tidegate_test_run(self.fd, packet, len(packet), output, size, repeat, retval, duration)
         check(result, f"program {self.name}: test run with {len(packet)} bytes")
-        return TestRun(retval[0], bytes(ffi.buffer(output, size[0])), duration[0])
+        return RunResult(retval[0], bytes(ffi.buffer(output, size[0])), duration[0])
 
 
 class BpfObject:
@@ -209,10 +205,11 @@ class BpfObject:
     def variable(self, name: str) -> int:
         """Read an unsigned global variable of a loaded object."""
         size, offset = ffi.new("__u32 *"), ffi.new("__u32 *")
-        place = lib.tidegate_variable(self._pointer, b".bss", name.encode(), size, offset)
-        if place == ffi.NULL:
+        if lib.tidegate_variable(self._pointer, b".bss", name.encode(), size, offset) == ffi.NULL:
             raise KeyError(name)
-        return int.from_bytes(ffi.buffer(place, size[0]), "little")
+        # Through the map: what libbpf keeps in memory is the initial image, not the running one.
+        section = next(m for map_name, m in self.maps.items() if map_name.endswith(".bss"))
+        return int.from_bytes(section[bytes(4)][offset[0] : offset[0] + size[0]], "little")
 
     def close(self) -> None:
         """Detach and unload; twice is harmless."""

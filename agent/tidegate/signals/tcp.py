@@ -88,6 +88,7 @@ FIELDS = (
     ),
 )
 
+
 @lru_cache(maxsize=65536)
 def endpoint_text(role: int, family: int, address: bytes, port: int) -> str:
     """Return the listening side as people write it: ``10.0.0.6:5000``, ``[fd00::6]:5000``, ``:5000``."""

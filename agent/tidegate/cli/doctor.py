@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tidegate doctor``: what works on this host, what doesn't, and what would mend it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import msgspec
+import typer
+
+from tidegate.errors import TidegateError
+from tidegate.features import features, unseen_failures
+from tidegate.kernel.objects import BpfObject
+from tidegate.kernel.probe import probe
+from tidegate.model.feature import Feature, State
+
+_OBJECTS = {"tcp": "connections, failures and handshakes", "cgroup": "names of services that live shortly"}
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check each feature: ok, degraded or unavailable, the reason, and what would mend it."""
+    found = features(probe())
+    found += [_load(name, purpose) for name, purpose in _OBJECTS.items()]
+    found.append(unseen_failures())
+    if json:
+        typer.echo(msgspec.json.encode(found).decode())
+    else:
+        for feature in found:
+            typer.echo(_line(feature))
+    if any(feature.state is State.UNAVAILABLE for feature in found):
+        sys.exit(3)
+
+
+def _load(name: str, purpose: str) -> Feature:
+    """Load an object for real, without attaching it: what the verifier accepts works."""
+    try:
+        with BpfObject.named(name) as bpf:
+            bpf.load()
+    except TidegateError as error:
+        return Feature(
+            name=f"programs:{name}",
+            state=State.UNAVAILABLE,
+            reason=f"{purpose}: {error}",
+            remedy="mend what stands above; if all of it is ok, report this with the kernel's version",
+        )
+    return Feature(name=f"programs:{name}", state=State.OK)
+
+
+def _line(feature: Feature) -> str:
+    text = f"{feature.name:<16} {feature.state}"
+    if feature.reason:
+        text += f"\n{'':17}{feature.reason}"
+    if feature.remedy:
+        text += f"\n{'':17}to mend it: {feature.remedy}"
+    return text

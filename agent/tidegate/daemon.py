@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: composes measurement, exporter and control socket, and runs the tick loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from tidegate import __version__
+from tidegate.config import Config, load
+from tidegate.control.server import ControlServer
+from tidegate.errors import TidegateError
+from tidegate.export.prometheus import Exporter, Tls
+from tidegate.lock import AgentLock
+from tidegate.logs import configure
+from tidegate.measurement import FIELDS, Bounds, Measurement
+from tidegate.model.snapshot import View
+
+log = logging.getLogger("tidegate")
+
+#: The first view comes after this many seconds, where the interval is longer.
+FIRST_TICK = 0.25
+
+
+class Agent:
+    """One agent on one node, from start to stop.
+
+    ``config_file`` is read again on SIGHUP; ``on_view`` is called with every view, in the agent's loop.
+    """
+
+    def __init__(
+        self, config_file: Path | None, config: Config, on_view: Callable[[View], None] | None = None
+    ) -> None:
+        self.config_file, self.config, self.on_view = config_file, config, on_view
+        self._stop = asyncio.Event()
+        self._exporter: Exporter | None = None
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT, or until :meth:`stop`; leaves no program, link or socket behind."""
+        config = self.config
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        socket = Path(config.control.socket)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(AgentLock(socket.with_name("agent.lock")))
+            stack.callback(self._close_exporter)
+            self._exporter = exporter_of(config)
+            measurement = stack.enter_context(Measurement(bounds_of(config)))
+            server = ControlServer(
+                socket,
+                version=__version__,
+                methods={},
+                max_clients=config.control.max_clients,
+                queue=config.control.queue,
+            )
+            await server.start()
+            try:
+                log.info(
+                    "started: version %s, metrics on %s, control on %s",
+                    __version__,
+                    config.metrics.listen,
+                    socket,
+                )
+                await self._tick(measurement, server)
+            finally:
+                await server.close()
+        log.info("stopped")
+
+    def stop(self) -> None:
+        """End the loop after the tick that is under way."""
+        self._stop.set()
+
+    def reload(self) -> None:
+        """Read the config file again; a file with errors changes nothing."""
+        try:
+            new = load(self.config_file)
+        except TidegateError as error:
+            log.error("reload refused, the old config stays:\n%s", error)
+            return
+        old, self.config = self.config, new
+        configure(new.logging.level, new.logging.format)
+        if new.metrics != old.metrics:
+            self._replace_exporter(old)
+        if new.control != old.control or new.signals.tcp != old.signals.tcp:
+            log.warning("reload: control and signals.tcp take effect at the next start")
+        log.info("config reloaded")
+
+    async def _tick(self, measurement: Measurement, server: ControlServer) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + min(FIRST_TICK, self.config.signals.interval)
+        while not await self._stopped_before(due):
+            late = loop.time() - due
+            # In a thread: the swap of tables waits for a grace period, 10 to 30 ms in which clients are served.
+            view = await asyncio.to_thread(measurement.measure, late)
+            if self._exporter is not None:
+                self._exporter.collector.show(view)
+            server.publish(view)
+            if self.on_view is not None:
+                self.on_view(view)
+            measurement.totals.limit(*limits_of(self.config))
+            due = max(due + self.config.signals.interval, loop.time())
+
+    async def _stopped_before(self, due: float) -> bool:
+        delay = due - asyncio.get_running_loop().time()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), max(delay, 0))
+        return self._stop.is_set()
+
+    def _replace_exporter(self, old: Config) -> None:
+        self._close_exporter()
+        try:
+            self._exporter = exporter_of(self.config)
+        except TidegateError as error:
+            log.error("reload: %s; going back to %s", error, old.metrics.listen)
+            self._exporter = exporter_of(old)
+
+    def _close_exporter(self) -> None:
+        if self._exporter is not None:
+            self._exporter.close()
+            self._exporter = None
+
+
+def exporter_of(config: Config) -> Exporter | None:
+    """Start the metrics server that a config asks for; None for ``off``."""
+    listen, tls = config.metrics.listen, config.metrics.tls
+    if listen is None:
+        return None
+    files = None if tls is None else Tls(cert=tls.cert, key=tls.key, client_ca=tls.client_ca)
+    return Exporter(listen.host, listen.port, FIELDS, files)
+
+
+def limits_of(config: Config) -> tuple[int, int, float]:
+    """Return the bounds of the rows that are kept: rows, endpoints of a service, idle seconds."""
+    return config.services.max_rows, config.services.max_endpoints, config.services.idle
+
+
+def bounds_of(config: Config) -> Bounds:
+    """Return how much a config lets the measurement keep."""
+    rows, endpoints, idle = limits_of(config)
+    return Bounds(kernel_rows=config.signals.tcp.max_rows, rows=rows, endpoints=endpoints, idle=idle)

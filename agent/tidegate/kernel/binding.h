@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The C half of the binding: what is awkward to call from Python. Compiled into _libbpf. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <errno.h>
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+
+/* libbpf's own messages since tidegate_log_start(), the verifier's among them; what does not fit
+ * pushes out the oldest, because the reason stands at the end. */
+static char log_text[256 * 1024];
+static size_t log_length;
+
+static int log_line(enum libbpf_print_level level, const char *format, va_list args)
+{
+	char line[64 * 1024];
+	int n;
+
+	if (level == LIBBPF_DEBUG)
+		return 0;
+	n = vsnprintf(line, sizeof(line), format, args);
+	if (n < 0)
+		return 0;
+	if ((size_t)n >= sizeof(line))
+		n = sizeof(line) - 1;
+	if (log_length + n >= sizeof(log_text)) {
+		size_t drop = log_length + n + 1 - sizeof(log_text);
+
+		memmove(log_text, log_text + drop, log_length - drop);
+		log_length -= drop;
+	}
+	memcpy(log_text + log_length, line, n);
+	log_length += n;
+	log_text[log_length] = 0;
+	return n;
+}
+
+static void tidegate_log_start(void)
+{
+	libbpf_set_print(log_line);
+	log_length = 0;
+	log_text[0] = 0;
+}
+
+static const char *tidegate_log(void)
+{
+	return log_text;
+}
+
+/* Where a global variable of an object that is open stands in its section's initial image. */
+static void *tidegate_variable(struct bpf_object *obj, const char *section, const char *name,
+			       __u32 *size, __u32 *offset)
+{
+	const struct btf *btf = bpf_object__btf(obj);
+	const struct btf_var_secinfo *info;
+	const struct btf_type *datasec;
+	struct bpf_map *map = bpf_object__find_map_by_name(obj, section);
+	size_t image_size;
+	char *image;
+	int id, i;
+
+	if (!btf || !map)
+		return NULL;
+	image = (char *)bpf_map__initial_value(map, &image_size);
+	id = btf__find_by_name_kind(btf, section, BTF_KIND_DATASEC);
+	if (!image || id < 0)
+		return NULL;
+	datasec = btf__type_by_id(btf, id);
+	info = btf_var_secinfos(datasec);
+	for (i = 0; i < btf_vlen(datasec); i++, info++) {
+		const struct btf_type *var = btf__type_by_id(btf, info->type);
+
+		if (strcmp(btf__name_by_offset(btf, var->name_off), name))
+			continue;
+		if (info->offset + info->size > image_size)
+			return NULL;
+		*size = info->size;
+		*offset = info->offset;
+		return image + info->offset;
+	}
+	return NULL;
+}
+
+struct tidegate_program_info {
+	__u32 id;
+	__u64 run_time_ns, run_cnt, recursion_misses;
+};
+
+static int tidegate_program_info(int fd, struct tidegate_program_info *info)
+{
+	struct bpf_prog_info kernel = {};
+	__u32 size = sizeof(kernel);
+
+	if (bpf_obj_get_info_by_fd(fd, &kernel, &size))
+		return -errno;
+	info->id = kernel.id;
+	info->run_time_ns = kernel.run_time_ns;
+	info->run_cnt = kernel.run_cnt;
+	info->recursion_misses = kernel.recursion_misses;
+	return 0;
+}
+
+static int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size,
+			     __u32 repeat, __u32 *retval, __u32 *duration)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = in, .data_size_in = in_size,
+		    .data_out = out, .data_size_out = *out_size, .repeat = repeat);
+	int error = bpf_prog_test_run_opts(fd, &opts);
+
+	*out_size = opts.data_size_out;
+	*retval = opts.retval;
+	*duration = opts.duration;
+	return error;
+}
+
+static int tidegate_kernel_has_btf(void)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+
+	if (!btf)
+		return 0;
+	btf__free(btf);
+	return 1;
+}

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: who may run where, and that a skip is a failure where everything must run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+EVERYTHING = os.environ.get("TIDEGATE_TESTS") == "all"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs root where there is none."""
+    if os.geteuid() and any(item.get_closest_marker(name) for name in ("kernel", "lab", "vm")):
+        pytest.skip("loads BPF programs or makes network namespaces: run as root")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:
+    """With TIDEGATE_TESTS=all, turn a skip into a failure."""
+    report = yield
+    if EVERYTHING and report.skipped:  # type: ignore[attr-defined]
+        report.outcome = "failed"  # type: ignore[attr-defined]
+        report.longrepr = f"skipped, but TIDEGATE_TESTS=all: {report.longrepr}"  # type: ignore[attr-defined]
+    return report

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -18,12 +18,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With TIDEGATE_TESTS=all, turn a skip into a failure."""
     report = yield
-    if EVERYTHING and report.skipped:  # type: ignore[attr-defined]
-        report.outcome = "failed"  # type: ignore[attr-defined]
-        report.longrepr = f"skipped, but TIDEGATE_TESTS=all: {report.longrepr}"  # type: ignore[attr-defined]
+    if EVERYTHING and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but TIDEGATE_TESTS=all: {report.longrepr}"
     return report

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.unit.test_histogram import slot_of
 from tidegate.errors import KernelError, UnavailableError
 from tidegate.kernel.maps import ANY, EXIST, NOEXIST, RingBuffer
@@ -41,7 +42,7 @@ def loaded(bpf: BpfObject) -> BpfObject:
 
 
 @pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
+def bpffs() -> Iterator[Path]:
     directory = Path(f"/sys/fs/bpf/tidegate-test-{os.getpid()}")
     directory.mkdir(mode=0o700)
     yield directory
@@ -201,9 +202,9 @@ def test_program_info_counts(loaded: BpfObject) -> None:
 
 
 def test_verifiers_reason_is_quoted() -> None:
-    with BpfObject(PROGRAMS.with_name("refused.bpf.o")) as bpf:
-        with pytest.raises(KernelError, match="object refused: load: Permission denied") as caught:
-            bpf.load()
+    refused = BpfObject(PROGRAMS.with_name("refused.bpf.o"))
+    with refused, pytest.raises(KernelError, match="object refused: load: Permission denied") as caught:
+        refused.load()
     assert any("invalid access to packet" in line for line in caught.value.log)
 
 

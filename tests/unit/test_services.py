@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tidegate.identity.cgroups import Services, decode_event, text_of, walk
 from tidegate.identity.services import Service, service_of
 from tidegate.kernel.layouts import CgroupChange

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tidegate.identity.services import OTHER, Service
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
@@ -13,7 +14,9 @@ from tidegate.totals import RowKey, Totals
 pytestmark = pytest.mark.unit
 
 
-def record(cgroup: int | None, endpoint: str, *, connects: int = 1, established: int = 0, closed: int = 0) -> Record:
+def record(
+    cgroup: int | None, endpoint: str, *, connects: int = 1, established: int = 0, closed: int = 0
+) -> Record:
     counters = [0] * COUNTERS
     counters[Counter.CONNECTS] = connects
     counters[Counter.ESTABLISHED] = established

@@ -205,7 +205,11 @@ def difference(now: Counts, before: Counts) -> Counts:
     """Return what was counted between two reads of a value that is never emptied; u32 slots may wrap."""
     counters = tuple(n - b for n, b in zip(now[0], before[0], strict=True))
     histograms = tuple(
-        {slot: (count - b.get(slot, 0)) & 0xFFFFFFFF for slot, count in n.items() if count != b.get(slot, 0)}
+        {
+            slot: (n.get(slot, 0) - b.get(slot, 0)) & 0xFFFFFFFF
+            for slot in n.keys() | b
+            if n.get(slot) != b.get(slot)
+        }
         for n, b in zip(now[1], before[1], strict=True)
     )
     return counters, histograms

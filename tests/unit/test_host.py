@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts gathered from a made-up root, and what is decided from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tidegate.errors import UnavailableError
+from tidegate.features import features, require
+from tidegate.kernel.probe import CAPABILITIES, Host, probe
+from tidegate.model.feature import State
+
+pytestmark = pytest.mark.unit
+HYBRID = """\
+24 30 0:22 / /proc rw - proc proc rw
+30 1 254:0 / / rw - ext4 /dev/root rw
+31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+32 30 0:28 / /sys/fs/cgroup/uni\\040fied rw shared:3 - cgroup2 cgroup2 rw
+33 30 0:29 / /sys/fs/bpf rw - bpf bpf rw
+"""
+HEALTHY = Host(
+    kernel="6.1.0",
+    euid=0,
+    capabilities=frozenset(CAPABILITIES),
+    btf=True,
+    cgroup2="/sys/fs/cgroup",
+    hybrid=False,
+    bpffs=True,
+    unprivileged_bpf="2",
+)
+
+
+def root(tmp_path: Path, mounts: str, capabilities: str, *, btf: bool) -> Path:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text(mounts)
+    (tmp_path / "proc/self/status").write_text(f"Name:\tx\nCapEff:\t{capabilities}\n")
+    if btf:
+        (tmp_path / "sys/kernel/btf").mkdir(parents=True)
+        (tmp_path / "sys/kernel/btf/vmlinux").touch()
+    return tmp_path
+
+
+def test_facts_of_a_hybrid_host(tmp_path: Path) -> None:
+    host = probe(root(tmp_path, HYBRID, "000001ffffffffff", btf=True))
+    assert host.cgroup2 == "/sys/fs/cgroup/uni fied"
+    assert (host.hybrid, host.bpffs, host.btf) == (True, True, True)
+    assert host.capabilities == frozenset(CAPABILITIES)
+
+
+def test_facts_of_a_bare_root(tmp_path: Path) -> None:
+    host = probe(tmp_path)
+    assert (host.cgroup2, host.hybrid, host.btf, host.capabilities) == (None, False, False, frozenset())
+
+
+def test_a_healthy_host_has_all() -> None:
+    found = features(HEALTHY)
+    assert {feature.state for feature in found} == {State.OK}
+    require(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        ({"capabilities": frozenset({"CAP_NET_ADMIN"}), "euid": 1000}, "privilege", "run as root"),
+        ({"btf": False}, "btf", "CONFIG_DEBUG_INFO_BTF=y"),
+        ({"cgroup2": None}, "cgroup2", "mount -t cgroup2"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_remedy(change: dict[str, object], name: str, words: str) -> None:
+    found = features(msgspec.structs.replace(HEALTHY, **change))
+    (missing,) = [feature for feature in found if feature.state is not State.OK]
+    assert missing.name == name
+    with pytest.raises(UnavailableError, match=words):
+        require(found)
+
+
+def test_sys_admin_alone_is_enough() -> None:
+    host = msgspec.structs.replace(HEALTHY, capabilities=frozenset({"CAP_SYS_ADMIN"}))
+    require(features(host))

@@ -1,16 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations, sizes and addresses in the notation of nginx, Istio and Kubernetes; pure."""
+"""Durations, rates, sizes and addresses in the notation of nginx, Istio and Kubernetes; pure.
+
+Every ``read`` takes the text of a scalar and raises ValueError; what ``write`` gives reads back the same.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_PORT = re.compile(r"\d{1,5}")
+# Digits are bounded, so that no text becomes infinity; [0-9], because \d takes the digits of every script.
+_NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,30})?"
+
+_DURATION_UNITS = {"h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
+_DURATION = "".join(f"(?:({_NUMBER}){unit})?" for unit in _DURATION_UNITS)
+
+_RATE_UNITS = {"s": 1, "m": 60, "h": 3600}
+_RATE = f"({_NUMBER})/([smh])"
+
+# k, m and g alone are left out: 1024 to nginx, 1000 to Kubernetes.
+_SIZE_UNITS = {
+    "TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10,
+    "TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3,
+    "Ti": 1 << 40, "Gi": 1 << 30, "Mi": 1 << 20, "Ki": 1 << 10, "KB": 10**3, "B": 1, "": 1,
+}  # fmt: skip
+_SIZE = f"({_NUMBER})({'|'.join(_SIZE_UNITS)})"
+
+_LISTEN = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})"
+
+SOCKET_BYTES = 107  # sun_path of unix(7) without the final NUL
 
 
 class Listen(NamedTuple):
@@ -24,41 +45,113 @@ class Listen(NamedTuple):
         return f"{host}:{self.port}"
 
 
+class Notation(NamedTuple):
+    """How a scalar is written: reading, writing, a pattern for the schema, the word that means None."""
+
+    read: Callable[[str], Any]
+    write: Callable[[Any], str] = str
+    pattern: str | None = None
+    none: str | None = None
+    plain_numbers: bool = False
+
+
 def duration(text: str) -> float:
-    """Read ``500ms``, ``10s``, ``1m30s``; returns seconds, raises ValueError."""
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"expected a duration like 500ms, 10s or 1m30s, found {text!r}")
-    return float(sum(Decimal(number) * _DURATION_UNITS[unit] for number, unit in parts))
+    """Read ``500ms``, ``10s``, ``1m30s``; returns seconds."""
+    match = re.fullmatch(_DURATION, text)
+    if match is None or not text:
+        raise ValueError(f"expected a duration like 500ms, 10s or 1m30s, found {quoted(text)}")
+    parts = zip(match.groups(), _DURATION_UNITS.values(), strict=True)
+    return float(sum(Decimal(number) * unit for number, unit in parts if number is not None))
 
 
 def duration_text(seconds: float) -> str:
-    """Write seconds so that :func:`duration` reads the same."""
-    exact = Decimal(repr(seconds))
-    for unit in ("h", "m", "s", "ms"):
-        number = exact / _DURATION_UNITS[unit]
+    """Write seconds in the largest unit that takes a whole number."""
+    exact = Decimal(repr(float(seconds)))
+    for unit, length in _DURATION_UNITS.items():
+        number = exact / length
         if number >= 1 and number == int(number):
             return f"{int(number)}{unit}"
     return f"{exact:f}s"
 
 
-def listen(text: str) -> Listen | None:
-    """Read ``127.0.0.1:19469``, ``[::1]:19469`` or ``off`` (None); raises ValueError."""
-    if text == "off":
-        return None
-    host, separator, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not separator or not _PORT.fullmatch(port) or int(port) > 65535 or not _is_address(host):
-        raise ValueError(f"expected ADDRESS:PORT like 127.0.0.1:19469 or [::1]:19469, or off, found {text!r}")
-    return Listen(host, int(port))
+def rate(text: str) -> float:
+    """Read ``10/s``, ``100/m``, ``0.5/s``; returns events a second."""
+    match = re.fullmatch(_RATE, text)
+    if match is None:
+        raise ValueError(f"expected a rate like 10/s or 100/m, found {quoted(text)}")
+    return float(Decimal(match[1]) / _RATE_UNITS[match[2]])
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def rate_text(per_second: float) -> str:
+    """Write a rate in the first unit that takes a whole number."""
+    for unit, seconds in _RATE_UNITS.items():
+        number = round(per_second * seconds)
+        if float(Decimal(number) / seconds) == per_second:
+            return f"{number}/{unit}"
+    return f"{Decimal(repr(float(per_second))):f}/s"
+
+
+def size(text: str) -> int:
+    """Read ``64KiB``, ``12MB``, ``1Gi``, ``4096``; returns bytes."""
+    match = re.fullmatch(_SIZE, text)
+    number = Decimal(match[1]) * _SIZE_UNITS[match[2]] if match else None
+    if number is None or number != int(number):
+        raise ValueError(f"expected a size like 64KiB, 12MB or 4096 (bytes), found {quoted(text)}")
+    return int(number)
+
+
+def size_text(count: int) -> str:
+    """Write bytes in the largest unit that takes a whole number."""
+    unit, length = next((u, n) for u, n in _SIZE_UNITS.items() if n == 1 or (count and count % n == 0))
+    return str(count) if length == 1 else f"{count // length}{unit}"
+
+
+def listen(text: str) -> Listen:
+    """Read ``127.0.0.1:19469`` or ``[::1]:19469``."""
+    match = re.fullmatch(_LISTEN, text)
+    if match is not None and int(match[3]) <= 65535:
+        bracketed, bare, port = match.groups()
+        try:
+            if bracketed is not None:
+                return Listen(str(ipaddress.IPv6Address(bracketed)), int(port))
+            return Listen(str(ipaddress.IPv4Address(bare)), int(port))
+        except ValueError:
+            pass  # said below, together with every other reason
+    raise ValueError(f"expected ADDRESS:PORT like 127.0.0.1:19469 or [::1]:19469, or off, found {quoted(text)}")
+
+
+def plain_text(text: str) -> str:
+    """Read text that the kernel and an encoder take: no NUL, no half of a surrogate pair."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"expected text without NUL and lone surrogates, found {quoted(text)}")
+    return text
+
+
+def file(text: str) -> str:
+    """Read the path of a file; whether it is there is not asked here."""
+    if not text:
+        raise ValueError("expected the path of a file, found ''")
+    return plain_text(text)
+
+
+def socket_path(text: str) -> str:
+    """Read the path of a Unix socket: absolute, and short enough for the kernel."""
+    length = len(plain_text(text).encode())
+    if not text.startswith("/"):
+        raise ValueError(f"expected an absolute path, found {quoted(text)}")
+    if length > SOCKET_BYTES:
+        raise ValueError(f"expected a path of at most {SOCKET_BYTES} bytes, found {length}")
+    return text
+
+
+def quoted(text: str) -> str:
+    """Show a text of a user on one line, shortened."""
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
+
+
+DURATION = Notation(duration, duration_text, f"^(?=.){_DURATION}$")
+RATE = Notation(rate, rate_text, f"^{_RATE}$")
+SIZE = Notation(size, size_text, f"^{_SIZE}$", plain_numbers=True)
+ADDRESS = Notation(listen, none="off")
+FILE = Notation(file)
+SOCKET = Notation(socket_path, pattern="^/")

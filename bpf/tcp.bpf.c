@@ -13,117 +13,31 @@
 #include "include/histogram.bpf.h"
 #include "include/kernel.bpf.h"
 #include "include/tcp.h"
+#include "include/tcp_failure.bpf.h"
+#include "include/tcp_rows.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define IPPROTO_TCP  6
-#define EPERM        1
-#define EACCES       13
-#define ENETUNREACH  101
-#define ECONNRESET   104
-#define ETIMEDOUT    110
-#define ECONNREFUSED 111
-#define EHOSTUNREACH 113
-#define RCV_SHUTDOWN 1
+#define IPPROTO_TCP   6
+#define SHUTDOWN_MASK 3
 
-enum phase {
-	PHASE_CONNECTING = 1,
-	PHASE_ESTABLISHED = 2,
-	PHASE_CLOSED = 3,
-};
-
-/* What is known of a socket between its state changes. */
-struct tcp_socket {
-	struct tcp_key key;
-	__u64 syn_ns;
-	__u32 segs_out; /* when the connect began */
-	__be16
-	    source_port; /* when the connect began: of bind(), or stale from an earlier connect */
-	__u8 phase;
-	__u8 in_other;
-};
-
-struct tcp_table {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 8192); /* set by the agent */
-	__type(key, struct tcp_key);
-	__type(value, struct tcp_counts);
-};
-
-struct tcp_table tcp_rows_a SEC(".maps");
-struct tcp_table tcp_rows_b SEC(".maps");
-
-/* Which of the two is written. A map in a map, because its update returns only when no running
- * program still uses the old one (kernel: maybe_wait_bpf_programs).
+/* The kernel leaves out a program that is already running on the CPU: a softirq that changes a
+ * socket's state while the program works for a process would go uncounted (05b24ff9b2cf "bpf:
+ * Prevent bpf program recursion for raw tracepoint probes"). So the program is attached twice, and
+ * each event is done by the first pass that runs: while one of the two is interrupted, the other is
+ * free, and there is no third level. The phase in the socket's storage, written under the socket's
+ * lock, tells that it is done.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__array(values, struct tcp_table);
-} tcp_rows SEC(".maps") = {
-    .values = {[0] = &tcp_rows_a},
+enum pass {
+	PASS_FIRST = 1,
+	PASS_SECOND = 2,
 };
 
-/* The sum of what found no place in the table, by role. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TCP_ROLE_COUNT);
-	__type(key, __u32);
-	__type(value, struct tcp_counts);
-} tcp_other SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TCP_LOSS_COUNT);
-	__type(key, __u32);
-	__type(value, __u64);
-} tcp_losses SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct tcp_socket);
-} tcp_sockets SEC(".maps");
-
-static const struct tcp_counts no_counts;
-
-static __always_inline void add(__u64 *counter, __u64 n)
+/* The second pass tries again what the first could not do, so only its failure is one. */
+static __always_inline void lose_at(enum pass pass, __u32 reason)
 {
-	__sync_fetch_and_add(counter, n);
-}
-
-static void lose(__u32 reason)
-{
-	__u64 *count = bpf_map_lookup_elem(&tcp_losses, &reason);
-
-	if (count)
-		add(count, 1);
-}
-
-static struct tcp_counts *counts_of(struct tcp_socket *socket)
-{
-	__u32 zero = 0, role = socket->key.role;
-	struct tcp_counts *counts;
-	void *rows;
-
-	if (!socket->in_other) {
-		rows = bpf_map_lookup_elem(&tcp_rows, &zero);
-		if (rows) {
-			counts = bpf_map_lookup_elem(rows, &socket->key);
-			if (counts)
-				return counts;
-			bpf_map_update_elem(rows, &socket->key, &no_counts, BPF_NOEXIST);
-			counts = bpf_map_lookup_elem(rows, &socket->key);
-			if (counts)
-				return counts;
-		}
-		socket->in_other = 1;
-	}
-	lose(TCP_LOSS_ROWS_FULL);
-	return bpf_map_lookup_elem(&tcp_other, &role);
+	if (pass == PASS_SECOND)
+		lose(reason);
 }
 
 static void remote_endpoint(const struct sock *sk, struct tcp_key *key)
@@ -146,38 +60,7 @@ static void remote_endpoint(const struct sock *sk, struct tcp_key *key)
 	}
 }
 
-/* Why a handshake ended; sk_err is set by the kernel before the state changes. */
-static __u32 failure_of(const struct sock *sk, const struct tcp_sock *tp,
-			const struct tcp_socket *socket)
-{
-	switch (sk->sk_err) {
-	case ECONNREFUSED:
-		return TCP_FAILURE_REFUSED;
-	case ETIMEDOUT:
-		return TCP_FAILURE_TIMEOUT;
-	case EHOSTUNREACH:
-	case ENETUNREACH:
-		return TCP_FAILURE_UNREACHABLE;
-	case EACCES:
-	case EPERM:
-		return TCP_FAILURE_DENIED;
-	case ECONNRESET:
-		return TCP_FAILURE_RESET;
-	case 0:
-		break;
-	default:
-		return TCP_FAILURE_OTHER;
-	}
-	/* connect() that finds no free port goes back to CLOSE before it sends: no SYN left, and
-	 * the source port is the one of before, which is 0 only on a fresh socket.
-	 */
-	if (tp->segs_out == socket->segs_out && !(sk->sk_shutdown & RCV_SHUTDOWN) &&
-	    ((const struct inet_sock *)tp)->inet_sport == socket->source_port)
-		return TCP_FAILURE_PORTS_EXHAUSTED;
-	return TCP_FAILURE_ABORTED;
-}
-
-static int connecting(struct sock *sk)
+static int connecting(struct sock *sk, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct tcp_socket *socket;
@@ -185,10 +68,12 @@ static int connecting(struct sock *sk)
 
 	socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket || !tp) {
-		lose(TCP_LOSS_UNTRACKED);
+		lose_at(pass, TCP_LOSS_UNTRACKED);
 		return 0;
 	}
-	socket->key = (struct tcp_key){.cgroup = socket_cgroup(sk), .role = TCP_ROLE_CLIENT};
+	if (socket->phase == PHASE_CONNECTING)
+		return 0;
+	socket->key = (struct tcp_key){ .cgroup = socket_cgroup(sk), .role = TCP_ROLE_CLIENT };
 	remote_endpoint(sk, &socket->key);
 	socket->syn_ns = bpf_ktime_get_ns();
 	socket->segs_out = tp->segs_out;
@@ -202,7 +87,7 @@ static int connecting(struct sock *sk)
 	return 0;
 }
 
-static int established(struct sock *sk, int oldstate)
+static int established(struct sock *sk, int oldstate, enum pass pass)
 {
 	struct tcp_socket *socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, 0);
 	struct tcp_counts *counts;
@@ -224,11 +109,14 @@ static int established(struct sock *sk, int oldstate)
 
 	socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket) {
-		lose(TCP_LOSS_UNTRACKED);
+		lose_at(pass, TCP_LOSS_UNTRACKED);
 		return 0;
 	}
-	socket->key = (struct tcp_key){
-	    .cgroup = socket_cgroup(sk), .port = sk->__sk_common.skc_num, .role = TCP_ROLE_SERVER};
+	if (socket->phase == PHASE_ESTABLISHED)
+		return 0;
+	socket->key = (struct tcp_key){ .cgroup = socket_cgroup(sk),
+					.port = sk->__sk_common.skc_num,
+					.role = TCP_ROLE_SERVER };
 	socket->phase = PHASE_ESTABLISHED;
 	counts = counts_of(socket);
 	if (counts)
@@ -236,7 +124,7 @@ static int established(struct sock *sk, int oldstate)
 	return 0;
 }
 
-static int closed(struct sock *sk)
+static int closed(struct sock *sk, int oldstate, int is_late)
 {
 	struct tcp_socket *socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, 0);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
@@ -248,11 +136,18 @@ static int closed(struct sock *sk)
 	counts = counts_of(socket);
 	if (!counts)
 		return 0;
-	if (socket->phase == PHASE_CONNECTING) {
-		failure = failure_of(sk, tp, socket);
+	if (is_late)
+		lose(TCP_LOSS_LATE);
+	if (socket->phase == PHASE_CONNECTING &&
+	    (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)) {
+		failure = is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, socket);
 		if (failure < TCP_FAILURE_COUNT)
 			add(&counts->failures[failure], 1);
 	} else {
+		if (socket->phase == PHASE_CONNECTING) { /* no program saw it established */
+			add(&counts->established, 1);
+			lose(TCP_LOSS_LATE);
+		}
 		add(&counts->closed, 1);
 		if (socket->key.role == TCP_ROLE_CLIENT && sk->sk_err == ECONNRESET &&
 		    !tp->bytes_received)
@@ -262,18 +157,51 @@ static int closed(struct sock *sk)
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(tcp_state, struct sock *sk, int oldstate, int newstate)
+static __always_inline int on_state(struct sock *sk, int oldstate, int newstate, enum pass pass)
 {
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	switch (newstate) {
 	case TCP_SYN_SENT:
-		return connecting(sk);
+		return connecting(sk, pass);
 	case TCP_ESTABLISHED:
-		return established(sk, oldstate);
+		return established(sk, oldstate, pass);
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		/* Shut down both ways: for the service it is closed, whatever the kernel has still
+		 * to exchange.
+		 */
+		if ((sk->sk_shutdown & SHUTDOWN_MASK) != SHUTDOWN_MASK)
+			return 0;
+		return closed(sk, oldstate, 0);
 	case TCP_CLOSE:
-		return closed(sk);
+		return closed(sk, oldstate, 0);
 	}
 	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state, struct sock *sk, int oldstate, int newstate)
+{
+	return on_state(sk, oldstate, newstate, PASS_FIRST);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state_again, struct sock *sk, int oldstate, int newstate)
+{
+	return on_state(sk, oldstate, newstate, PASS_SECOND);
+}
+
+/* The last that is heard of a socket. A kernel may leave tracing programs out for a reason of its
+ * own (some hosts run none while their supervisor is the current task), so a close can pass unseen
+ * by both.
+ */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroyed, struct sock *sk)
+{
+	struct tcp_socket *socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, 0);
+
+	if (!socket || socket->phase == PHASE_CLOSED)
+		return 0;
+	return closed(sk, socket->phase == PHASE_CONNECTING ? TCP_SYN_SENT : TCP_ESTABLISHED, 1);
 }

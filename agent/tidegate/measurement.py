@@ -13,6 +13,7 @@ import msgspec
 from tidegate import __version__, rates
 from tidegate.features import features, require
 from tidegate.identity.cgroups import CgroupWatch, Services, walk
+from tidegate.kernel.objects import Program
 from tidegate.kernel.probe import Host, node, probe
 from tidegate.model.snapshot import Health, View
 from tidegate.signals.tcp import FIELDS as TCP_FIELDS
@@ -73,6 +74,11 @@ class Measurement:
         self._before, self._measured_at = now, read_at
         health = self._health(late_seconds, began)
         return View(**msgspec.structs.asdict(snapshot), health=health)
+
+    @property
+    def programs(self) -> list[Program]:
+        """The TCP programs, to ask the kernel what they cost."""
+        return list(self._tcp.bpf.programs.values())
 
     def close(self) -> None:
         """Detach and unload everything."""

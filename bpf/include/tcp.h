@@ -32,7 +32,9 @@ enum tcp_loss {
 	TCP_LOSS_ROWS_FULL =
 	    0, /* events that went to tcp_other because the table took no new row */
 	TCP_LOSS_UNTRACKED = 1, /* connections without storage: not counted in any row */
-	TCP_LOSS_COUNT = 2,
+	TCP_LOSS_LATE =
+	    2, /* changes of state that no program saw, made up for at the socket's next */
+	TCP_LOSS_COUNT = 3,
 };
 
 /* The listening side of a connection: the remote address for a client; only the local port for a
@@ -50,7 +52,7 @@ struct tcp_key {
 struct tcp_counts {
 	__u64 connects;
 	__u64 established;
-	__u64 closed; /* of the established */
+	__u64 closed; /* of the established: shut down both ways by the service, or ended */
 	__u64 failures[TCP_FAILURE_COUNT];
 	__u64 handshake_ns;               /* sum over the histogram */
 	__u32 handshake[HISTOGRAM_SLOTS]; /* client: SYN sent to established */

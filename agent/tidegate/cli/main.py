@@ -10,7 +10,7 @@ import typer
 
 from tidegate import __version__
 from tidegate.cli import config, doctor, run, top
-from tidegate.errors import TidegateError
+from tidegate.errors import ConfigError, TidegateError
 
 app = typer.Typer(
     name="tidegate",
@@ -36,6 +36,9 @@ def main() -> None:
     """Run the command line; failures become one message and an exit code."""
     try:
         app()
+    except ConfigError as error:
+        typer.echo(str(error), err=True)  # each line begins with its place in the file
+        sys.exit(error.exit_code)
     except TidegateError as error:
         typer.echo(f"tidegate: {error}", err=True)
         sys.exit(error.exit_code)

@@ -63,7 +63,7 @@ def _views(path: Path, delay: float) -> Iterator[View]:
         yield from _measured(delay)
         return
     with client:
-        yield from client.watch(delay)
+        yield from client.watch()
 
 
 def _measured(delay: float) -> Iterator[View]:

@@ -36,7 +36,8 @@ class TcpFailure(IntEnum):
 class TcpLoss(IntEnum):
     ROWS_FULL = 0
     UNTRACKED = 1
-    COUNT = 2
+    LATE = 2
+    COUNT = 3
 
 
 class TcpRole(IntEnum):

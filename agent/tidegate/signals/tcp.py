@@ -75,7 +75,7 @@ FIELDS = (
         metric="tcp_open_connections",
         kind=Kind.GAUGE,
         unit="connections",
-        help="Established connections that are not closed yet.",
+        help="Established connections that neither the service has closed nor its peer has ended.",
     ),
     Field(
         name="handshake",
@@ -164,13 +164,11 @@ class TcpSignal:
 
     def losses(self) -> dict[str, int]:
         """Return what the programs had to leave out since they were loaded."""
-        losses = {
+        return {
             f"tcp_{reason.name.lower()}": read_counter(self.bpf.maps["tcp_losses"], reason)
             for reason in layouts.TcpLoss
             if reason is not layouts.TcpLoss.COUNT
         }
-        losses["tcp_recursion_misses"] = sum(p.info().recursion_misses for p in self.bpf.programs.values())
-        return losses
 
     def maps(self) -> dict[str, MapHealth]:
         """Return how full the maps are; the two tables and their selector are one, ``tcp_rows``."""

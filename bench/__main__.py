@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures everything and writes docs/performance.md."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import agent, report, tcp
+
+PAGE = Path(__file__).parents[1] / "docs/performance.md"
+
+
+def main() -> None:
+    """Run all benchmarks, or those whose module is named."""
+    modules = {"tcp": tcp, "agent": agent}
+    chosen = sys.argv[1:] or list(modules)
+    figures = []
+    with tempfile.TemporaryDirectory() as directory:
+        for name in chosen:
+            for figure in modules[name].figures(Path(directory)):
+                print(
+                    f"{figure.name}: {figure.measured} (target {figure.target})\n    {figure.method}", flush=True
+                )
+                figures.append(figure)
+    if not sys.argv[1:]:
+        PAGE.write_text(report.page(figures, os.cpu_count() or 1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

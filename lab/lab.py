@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab itself: hosts on a switch, services on hosts, all gone when it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pyroute2 import netns
+
+from lab.delay import DEVICE
+from lab.network import (
+    PREFIX,
+    Switch,
+    add_addresses,
+    cgroup_root,
+    enter,
+    remove_cgroup,
+    remove_namespaces,
+    set_sysctls,
+    sweep,
+)
+from lab.results import Plan, Results, dump, load_results
+from lab.upstream import Behaviour, ruleset
+
+ROOT = Path(__file__).parents[1]
+_numbers = itertools.count()
+
+
+class Service:
+    """A process with a cgroup of its own on a host: an upstream, a client, or both."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host, self.name = host, name
+        self.cgroup = host.lab.cgroup / f"{name}.service"
+        self.cgroup.mkdir(parents=True)
+        self._process = subprocess.Popen(
+            enter(host.namespace, [sys.executable, "-m", "lab.worker", str(self.cgroup)]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self._read()
+
+    def upstream(self, ports: Mapping[int, Behaviour]) -> None:
+        """Listen on ports, each with its behaviour."""
+        self._ask("listen", json.dumps({port: behaviour.value for port, behaviour in ports.items()}))
+        rules = ruleset(dict(ports))
+        if rules:
+            subprocess.run(enter(self.host.namespace, ["nft", "-f", "-"]), input=rules, text=True, check=True)
+
+    def accepted(self) -> dict[int, int]:
+        """Return how many connections each port has accepted."""
+        return {int(port): count for port, count in json.loads(self._ask("accepted")).items()}
+
+    def generate(self, plan: Plan) -> Results:
+        """Run a plan and return what the generator counted."""
+        return self.begin(plan)()
+
+    def begin(self, plan: Plan) -> Callable[[], Results]:
+        """Start a plan; what is returned waits for its results."""
+        self._send("generate", dump(plan))
+        return lambda: load_results(self._read())
+
+    def release(self) -> None:
+        """Close the connections that plans have held."""
+        self._ask("release")
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _ask(self, command: str, argument: str = "") -> str:
+        self._send(command, argument)
+        return self._read()
+
+    def _send(self, command: str, argument: str) -> None:
+        pipe: IO[str] | None = self._process.stdin
+        assert pipe is not None
+        pipe.write(f"{command} {argument}\n")
+        pipe.flush()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"lab: the process of {self.name} has ended, exit code {self._process.wait()}")
+        return line
+
+
+class Host:
+    """A network namespace with one interface."""
+
+    def __init__(self, lab: Lab, name: str, number: int, sysctls: Mapping[str, str]) -> None:
+        self.lab, self.name, self.number = lab, name, number
+        self.namespace = f"{lab.name}-{name}"
+        self.v4, self.v6 = f"10.0.0.{number}", f"fd00::{number}"
+        netns.create(self.namespace)
+        set_sysctls(self.namespace, {"net.ipv6.conf.default.accept_dad": "0", **sysctls})
+        lab.switch.plug(self.namespace, f"port{number}", [f"{self.v4}/24", f"{self.v6}/64"])
+
+    def service(self, name: str) -> Service:
+        """Start a service on this host; its cgroup ends in ``NAME.service``."""
+        service = Service(self, name)
+        self.lab.stack.callback(service.close)
+        return service
+
+    def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[str]:
+        """Run any program in this host's namespace; the caller ends it."""
+        return subprocess.Popen(enter(self.namespace, argv), text=True, **options)
+
+
+class Lab:
+    """A context manager around everything that the lab makes; first removes what dead labs left."""
+
+    def __init__(self) -> None:
+        sweep()
+        self.name = f"{PREFIX}-{os.getpid()}-{next(_numbers)}"
+        self.cgroup = cgroup_root() / self.name
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.callback(remove_namespaces, self.name)
+            stack.callback(remove_cgroup, self.cgroup)
+            self.cgroup.mkdir()
+            self.switch = Switch(f"{self.name}-switch")
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def slow_path(self, one: Host, other: Host, low: float, high: float, seed: int = 1) -> None:
+        """Connect two hosts by a path that delays each packet by ``low`` to ``high`` seconds.
+
+        Over it they have the addresses 10.9.0.NUMBER and fd09::NUMBER.
+        """
+        argv = [sys.executable, "-m", "lab.delay", one.namespace, other.namespace, str(low), str(high), str(seed)]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        assert process.stdout is not None
+        self.stack.callback(process.stdout.close)
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"lab: the slow path has ended, exit code {process.wait()}")
+        for host in (one, other):
+            add_addresses(host.namespace, DEVICE, [f"10.9.0.{host.number}/24", f"fd09::{host.number}/64"])
+
+    def host(self, name: str, number: int, sysctls: Mapping[str, str] | None = None) -> Host:
+        """Add a host with the addresses 10.0.0.NUMBER and fd00::NUMBER (hexadecimal there)."""
+        return Host(self, name, number, sysctls or {})

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program ``tidegate`` as a user runs it, for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tidegate.identity.services import service_of
+
+OWN_SERVICE = service_of(Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("0::")[2].strip()).name
+PROGRAM = str(Path(sys.executable).with_name("tidegate"))
+
+
+class RunningAgent:
+    """``tidegate run`` with a config of its own; a context manager that ends it."""
+
+    def __init__(self, directory: Path, port: int, *, interval: str = "100ms", extra: str = "") -> None:
+        self.directory, self.port = directory, port
+        self.socket = directory / "control.sock"
+        self.config = directory / "tidegate.yaml"
+        self.write_config(interval=interval, extra=extra)
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [PROGRAM, "run", "-c", str(self.config)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def write_config(self, *, interval: str = "100ms", extra: str = "", port: int | None = None) -> None:
+        """Write the file that the agent reads at the start and on SIGHUP."""
+        self.config.write_text(
+            f"signals: {{interval: {interval}}}\n"
+            f"metrics: {{listen: '127.0.0.1:{port or self.port}'}}\n"
+            f"control: {{socket: '{self.socket}'}}\n{extra}",
+            encoding="utf-8",
+        )
+
+    def __enter__(self) -> Self:
+        self.wait_for("a first view", lambda: "tidegate_build_info" in self.metrics())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def wait_for(self, what: str, done: Any, deadline: float = 15.0) -> None:
+        """Wait until ``done`` holds; a connection refused meanwhile is not yet done."""
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                if done():
+                    return
+            except OSError:
+                pass
+            assert self.process.poll() is None, f"the agent has ended: {self.process.communicate()}"
+            assert time.monotonic() < end, f"no {what} after {deadline} s"
+            time.sleep(0.01)
+
+    def metrics(self, port: int | None = None) -> str:
+        """Scrape once."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def values(self, metric: str) -> dict[tuple[str, ...], float]:
+        """Return the samples of one metric by (service, role, endpoint, reason), of those that it has.
+
+        Without the service of this process: its own scrapes are connections too.
+        """
+        return {
+            tuple(
+                sample.labels[n] for n in ("service", "role", "endpoint", "reason") if n in sample.labels
+            ): sample.value
+            for family in text_string_to_metric_families(self.metrics())
+            for sample in family.samples
+            if sample.name == metric and sample.labels.get("service") != OWN_SERVICE
+        }
+
+    def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the program against this agent."""
+        return command(*argv, "--socket", str(self.socket))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what ``top --once --json`` prints."""
+        done = self.command("top", "--once", "--json")
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
+        """Send a signal; return the exit code and the seconds until the end."""
+        sent = time.monotonic()
+        os.kill(self.process.pid, number)
+        code = self.process.wait(timeout=10)
+        return code, time.monotonic() - sent
+
+
+def command(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    return subprocess.run([PROGRAM, *argv], capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def wait_until_unloaded(before: set[int], deadline: float = 10.0) -> None:
+    """Wait until no program is left that was not there before; the kernel frees them after a grace period."""
+    end = time.monotonic() + deadline
+    while left := loaded_programs() - before:
+        assert time.monotonic() < end, f"programs {left} are still loaded"
+
+
+def loaded_programs() -> set[int]:
+    """Return the ids of the tracing programs that are loaded on this machine."""
+    listing = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, text=True, check=True)
+    return {program["id"] for program in json.loads(listing.stdout) if program["type"] == "tracing"}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every counter against the generator's own, exactly."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.lab import Lab, Service
+from lab.results import Plan, Results, Step
+from lab.upstream import Behaviour
+from tests.lab.agreement import assert_client_agrees, assert_server_agrees, measure_until, rows, settled
+from tests.lab.conftest import ICMP
+from tidegate.measurement import Bounds, Measurement
+from tidegate.model.fields import Role
+
+pytestmark = pytest.mark.lab
+ACCEPT, RESET, REFUSE, HANG, UNREACHABLE, DENIED, HOLD = 5000, 5001, 5002, 5003, 5004, 5005, 5006
+PORTS = {
+    ACCEPT: Behaviour.ACCEPT,
+    RESET: Behaviour.RESET,
+    REFUSE: Behaviour.REFUSE,
+    HANG: Behaviour.HANG,
+    UNREACHABLE: Behaviour.UNREACHABLE,
+    DENIED: Behaviour.DENIED,
+    HOLD: Behaviour.HOLD,
+}
+
+
+def mixed(address: str, accepted: int) -> list[Step]:
+    """One address, everything that can become of a connect; 332 steps besides the accepted."""
+    return [
+        Step(address, ACCEPT, accepted),
+        Step(address, RESET, 60, speak=True),
+        Step(address, REFUSE, 80),
+        Step(address, HANG, 60),
+        Step(address, UNREACHABLE, 40),
+        Step(address, DENIED, 20),
+        Step(address, HANG, 40, give_up=0.05),
+        Step(address, HANG, 20, give_up=0.05, give_up_by="unspec"),
+        Step(address, HANG, 2, give_up=0.05, give_up_by="sndtimeo"),
+        Step(address, HOLD, 10, hold=True),
+    ]
+
+
+def test_ten_thousand_mixed_connections_agree_exactly(lab: Lab) -> None:
+    upstreams = [lab.host(name, n, ICMP).service(f"{name}_service") for n, name in ((6, "inventory"), (5, "auth"))]
+    spare = lab.host("spare", 7, ICMP).service("spare_service")
+    for upstream in (*upstreams, spare):
+        upstream.upstream(PORTS)
+    gateway = lab.host("gateway", 16)
+    shop, billing = gateway.service("shop"), gateway.service("billing")
+    addresses = ["10.0.0.6", "fd00::6", "10.0.0.5", "fd00::5", "10.0.0.7", "fd00::7"]
+    steps = [step for address in addresses for step in mixed(address, 490)]
+    steps += [Step("10.0.0.6", ACCEPT, 100, mapped=True), Step("10.0.0.6", REFUSE, 20, mapped=True)]
+    with Measurement(Bounds()) as measurement:
+        waiting = [
+            service.begin(Plan(tuple(steps), parallel=150, seed=seed))
+            for seed, service in enumerate((shop, billing))
+        ]
+        of_shop, of_billing = (wait() for wait in waiting)
+        view = measure_until(measurement, lambda v: sum(row.open for row in v.endpoints) == 2 * 2 * 60)
+        assert sum(r.connects or 0 for r in view.endpoints) >= 10_000
+        for row in rows(view, "shop.service", Role.CLIENT).values():
+            assert row.open == (10 if row.endpoint.endswith(f":{HOLD}") else 0)
+        shop.release()
+        billing.release()
+        view = measure_until(measurement, settled)
+        assert_client_agrees(view, "shop.service", of_shop)
+        assert_client_agrees(view, "billing.service", of_billing)
+        for upstream in (*upstreams, spare):
+            assert_server_agrees(view, f"{upstream.name}.service", upstream.accepted())
+        assert set(view.health.losses.values()) == {0}
+        assert {service.service for service in view.services} == {
+            "shop.service",
+            "billing.service",
+            "inventory_service.service",
+            "auth_service.service",
+            "spare_service.service",
+        }
+
+
+def exhausted(service: Service, address: str) -> Results:
+    """Hold the four ports of the namespace, then try again with fresh sockets and with used ones."""
+    held = service.generate(Plan((Step(address, HOLD, 4, hold=True),)))
+    tried = service.generate(
+        Plan((Step(address, HOLD, 30), Step(address, HOLD, 20, reuse=(address, REFUSE)), Step(address, REFUSE, 5)))
+    )
+    return Results.sum((held, tried))
+
+
+@pytest.mark.parametrize("address", ["10.0.0.6", "fd00::6"])
+def test_exhausted_ports_are_told_from_all_else(lab: Lab, address: str) -> None:
+    upstream = lab.host("inventory", 6).service("inventory_service")
+    upstream.upstream(PORTS)
+    client = lab.host("small", 16, {"net.ipv4.ip_local_port_range": "40000 40003"}).service("shop")
+    with Measurement(Bounds()) as measurement:
+        counted = exhausted(client, address)
+        outcomes = {e: r.outcomes for e, r in counted.endpoints.items()}
+        assert sorted(map(sorted, (o.items() for o in outcomes.values()))) == [
+            [("ok", 4), ("ports_exhausted", 50)],
+            [("refused", 25)],
+        ]
+        view = measure_until(measurement, lambda v: sum(row.open for row in v.endpoints) == 8)
+        assert_client_agrees(view, "shop.service", counted)
+
+
+def test_bound_port_that_is_taken_counts_as_exhausted(lab: Lab) -> None:
+    upstream = lab.host("inventory", 6).service("inventory_service")
+    upstream.upstream(PORTS)
+    client = lab.host("client", 16).service("shop")
+    with Measurement(Bounds()) as measurement:
+        counted = client.generate(Plan((Step("10.0.0.6", HOLD, 3, hold=True, bind=41000),), parallel=1))
+        assert counted.endpoints["10.0.0.6:5006"].outcomes == {"ok": 1, "ports_exhausted": 2}
+        view = measure_until(measurement, lambda v: sum(row.open for row in v.endpoints) == 2)
+        assert_client_agrees(view, "shop.service", counted)
+
+
+def test_a_table_of_half_the_size_puts_the_rest_on_other(lab: Lab) -> None:
+    upstream = lab.host("inventory", 6).service("inventory_service")
+    upstream.upstream(dict.fromkeys(range(6000, 6128), Behaviour.ACCEPT))
+    client = lab.host("client", 16).service("shop")
+    with Measurement(Bounds(kernel_rows=128)) as measurement:
+        counted = client.generate(Plan(tuple(Step("10.0.0.6", port, 5) for port in range(6000, 6128))))
+        view = measure_until(measurement, settled)
+        seen = sum(result.connects for result in counted.endpoints.values())
+        stored = [row for row in view.endpoints if row.endpoint != "other"]
+        other = [row for row in view.endpoints if row.endpoint == "other"]
+        assert seen == 640
+        assert len(stored) == 128
+        assert {row.service for row in other} == {"other"}
+        for counter in ("connects", "established", "accepts"):
+            total = sum(getattr(row, counter) or 0 for row in view.endpoints)
+            assert total == (2 * seen if counter == "established" else seen), counter
+        assert sum(row.connects or 0 for row in other) > 0
+        assert view.health.losses["tcp_rows_full"] > 0
+        assert view.health.losses["tcp_untracked"] == 0
+        handshakes = sum(row.handshake.count for row in view.endpoints if row.handshake)
+        assert handshakes == seen
+
+
+def test_the_cgroup_is_the_socket_creators_also_when_it_is_gone(lab: Lab) -> None:
+    upstream = lab.host("inventory", 6).service("inventory_service")
+    upstream.upstream(PORTS)
+    host = lab.host("client", 16)
+    with Measurement(Bounds()) as measurement:
+        job = host.service("short-job")
+        counted = job.generate(Plan((Step("10.0.0.6", ACCEPT, 7),)))
+        job.close()
+        job.cgroup.rmdir()
+        view = measure_until(measurement, settled)
+        assert_client_agrees(view, "short-job.service", counted)

@@ -39,8 +39,8 @@ static int report(struct cgroup *cgrp, const char *path, __u32 change)
 	event->id = cgrp->kn->id;
 	event->change = change;
 	event->length = length;
-	if (bpf_ringbuf_output(&cgroup_events, event,
-			       __builtin_offsetof(struct cgroup_event, path) + length, 0))
+	if (bpf_ringbuf_output(&cgroup_events, event, __builtin_offsetof(struct cgroup_event, path) + length,
+			       0))
 		__sync_fetch_and_add(&cgroup_events_lost, 1);
 	return 0;
 }

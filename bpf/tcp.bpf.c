@@ -21,24 +21,31 @@ char LICENSE[] SEC("license") = "GPL";
 #define IPPROTO_TCP   6
 #define SHUTDOWN_MASK 3
 
-/* The kernel leaves out a program that is already running on the CPU: a softirq that changes a
- * socket's state while the program works for a process would go uncounted (05b24ff9b2cf "bpf:
- * Prevent bpf program recursion for raw tracepoint probes"). So the program is attached twice, and
- * each event is done by the first pass that runs: while one of the two is interrupted, the other is
- * free, and there is no third level. The phase in the socket's storage, written under the socket's
- * lock, tells that it is done.
+/* The kernel leaves out a program that is already running on the CPU: a softirq that changes a socket's
+ * state while the program works for a process would go uncounted (05b24ff9b2cf "bpf: Prevent bpf program
+ * recursion for raw tracepoint probes"). So the program is attached twice, and each event is done by the
+ * first pass that runs: while one of the two is interrupted, the other is free, and there is no third level.
+ * That all is done tells the CPU's last event, or else the socket's entry, which changes under its lock.
  */
 enum pass {
 	PASS_FIRST = 1,
 	PASS_SECOND = 2,
 };
 
-/* The second pass tries again what the first could not do, so only its failure is one. */
-static __always_inline void lose_at(enum pass pass, __u32 reason)
-{
-	if (pass == PASS_SECOND)
-		lose(reason);
-}
+/* The event that the first pass has done last on this CPU. It is cleared when the pass begins, so that what a
+ * second pass finds in the middle of a first one is never an event of before.
+ */
+struct tcp_event {
+	__u64 sk;
+	__u64 state;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcp_event);
+} tcp_done SEC(".maps");
 
 static void remote_endpoint(const struct sock *sk, struct tcp_key *key)
 {
@@ -60,103 +67,120 @@ static void remote_endpoint(const struct sock *sk, struct tcp_key *key)
 	}
 }
 
+/* Count a new connection and remember it; 1 if there is no place, so that the second pass tries again. Only
+ * the failure of the second pass is a loss: it comes last. */
+static int begin(__u64 sk, struct tcp_socket *socket, enum pass pass)
+{
+	struct tcp_counts *counts = counts_of(socket);
+
+	if (bpf_map_update_elem(&tcp_sockets, &sk, socket, BPF_ANY)) {
+		if (pass == PASS_SECOND)
+			lose(TCP_LOSS_UNTRACKED);
+		return 1;
+	}
+	if (counts)
+		add(socket->phase == PHASE_CONNECTING ? &counts->connects : &counts->established, 1);
+	return 0;
+}
+
 static int connecting(struct sock *sk, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tcp_socket *socket;
-	struct tcp_counts *counts;
+	struct tcp_socket *known, socket = {
+		.key = { .role = TCP_ROLE_CLIENT },
+		.phase = PHASE_CONNECTING,
+	};
+	__u64 key = (__u64)sk;
 
-	socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!socket || !tp) {
-		lose_at(pass, TCP_LOSS_UNTRACKED);
+	if (!tp)
 		return 0;
+	if (pass == PASS_SECOND) {
+		known = bpf_map_lookup_elem(&tcp_sockets, &key);
+		if (known && known->phase == PHASE_CONNECTING)
+			return 0;
 	}
-	if (socket->phase == PHASE_CONNECTING)
-		return 0;
-	socket->key = (struct tcp_key){ .cgroup = socket_cgroup(sk), .role = TCP_ROLE_CLIENT };
-	remote_endpoint(sk, &socket->key);
-	socket->syn_ns = bpf_ktime_get_ns();
-	socket->segs_out = tp->segs_out;
-	socket->source_port = ((struct inet_sock *)tp)->inet_sport;
-	socket->phase = PHASE_CONNECTING;
-	socket->in_other = 0;
-
-	counts = counts_of(socket);
-	if (counts)
-		add(&counts->connects, 1);
-	return 0;
+	socket.key.cgroup = socket_cgroup(sk);
+	remote_endpoint(sk, &socket.key);
+	socket.segs_out = tp->segs_out;
+	socket.source_port = ((struct inet_sock *)tp)->inet_sport;
+	socket.syn_ns = bpf_ktime_get_ns();
+	return begin(key, &socket, pass);
 }
 
 static int established(struct sock *sk, int oldstate, enum pass pass)
 {
-	struct tcp_socket *socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, 0);
+	__u64 ns, key = (__u64)sk;
+	struct tcp_socket *known = bpf_map_lookup_elem(&tcp_sockets, &key);
 	struct tcp_counts *counts;
-	__u64 ns;
 
-	if (socket && socket->phase == PHASE_CONNECTING) {
-		socket->phase = PHASE_ESTABLISHED;
-		counts = counts_of(socket);
+	if (known && known->phase == PHASE_CONNECTING) {
+		known->phase = PHASE_ESTABLISHED;
+		counts = counts_of(known);
 		if (!counts)
 			return 0;
-		ns = bpf_ktime_get_ns() - socket->syn_ns;
+		ns = bpf_ktime_get_ns() - known->syn_ns;
 		add(&counts->established, 1);
 		add(&counts->handshake_ns, ns);
 		histogram_add(counts->handshake, ns, HANDSHAKE_SHIFT);
 		return 0;
 	}
-	if (oldstate != TCP_SYN_RECV) /* its connect began before the programs were attached */
+	/* Any other was counted by the first pass, or its connect began before the programs were attached. */
+	if (known || oldstate != TCP_SYN_RECV)
 		return 0;
 
-	socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!socket) {
-		lose_at(pass, TCP_LOSS_UNTRACKED);
-		return 0;
-	}
-	if (socket->phase == PHASE_ESTABLISHED)
-		return 0;
-	socket->key = (struct tcp_key){ .cgroup = socket_cgroup(sk),
-					.port = sk->__sk_common.skc_num,
-					.role = TCP_ROLE_SERVER };
-	socket->phase = PHASE_ESTABLISHED;
-	counts = counts_of(socket);
-	if (counts)
-		add(&counts->established, 1);
-	return 0;
+	struct tcp_socket socket = {
+		.key = { .cgroup = socket_cgroup(sk),
+			 .port = sk->__sk_common.skc_num,
+			 .role = TCP_ROLE_SERVER },
+		.phase = PHASE_ESTABLISHED,
+	};
+	return begin(key, &socket, pass);
 }
 
 static int closed(struct sock *sk, int oldstate, int is_late)
 {
-	struct tcp_socket *socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, 0);
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 key = (__u64)sk;
+	struct tcp_socket *known = bpf_map_lookup_elem(&tcp_sockets, &key);
+	struct tcp_sock *tp;
 	struct tcp_counts *counts;
 	__u32 failure;
 
-	if (!socket || !tp || socket->phase == PHASE_CLOSED)
+	if (!known)
 		return 0;
-	counts = counts_of(socket);
-	if (!counts)
+	tp = bpf_skc_to_tcp_sock(sk);
+	counts = counts_of(known);
+	if (!counts || !tp)
 		return 0;
 	if (is_late)
 		lose(TCP_LOSS_LATE);
-	if (socket->phase == PHASE_CONNECTING &&
-	    (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)) {
-		failure = is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, socket);
+	if (known->phase == PHASE_CONNECTING && (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)) {
+		failure = is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, known);
 		if (failure < TCP_FAILURE_COUNT)
 			add(&counts->failures[failure], 1);
 	} else {
-		if (socket->phase == PHASE_CONNECTING) { /* no program saw it established */
+		if (known->phase == PHASE_CONNECTING) { /* no program saw it established */
 			add(&counts->established, 1);
 			lose(TCP_LOSS_LATE);
 		}
 		add(&counts->closed, 1);
-		if (socket->key.role == TCP_ROLE_CLIENT && sk->sk_err == ECONNRESET &&
-		    !tp->bytes_received)
+		if (known->key.role == TCP_ROLE_CLIENT && sk->sk_err == ECONNRESET && !tp->bytes_received)
 			add(&counts->failures[TCP_FAILURE_RESET], 1);
 	}
-	socket->phase = PHASE_CLOSED;
+	bpf_map_delete_elem(&tcp_sockets, &key);
 	return 0;
 }
 
+/* A child of a listener has its address from a socket of before, of which nothing must be left. */
+static int accepting(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (bpf_map_lookup_elem(&tcp_sockets, &key))
+		bpf_map_delete_elem(&tcp_sockets, &key);
+	return 0;
+}
+
+/* Returns 1 where the event is still to be done. */
 static __always_inline int on_state(struct sock *sk, int oldstate, int newstate, enum pass pass)
 {
 	if (sk->sk_protocol != IPPROTO_TCP)
@@ -164,12 +188,14 @@ static __always_inline int on_state(struct sock *sk, int oldstate, int newstate,
 	switch (newstate) {
 	case TCP_SYN_SENT:
 		return connecting(sk, pass);
+	case TCP_SYN_RECV:
+		return oldstate == TCP_LISTEN ? accepting(sk) : 0;
 	case TCP_ESTABLISHED:
 		return established(sk, oldstate, pass);
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
-		/* Shut down both ways: for the service it is closed, whatever the kernel has still
-		 * to exchange.
+		/* Shut down both ways: for the service it is closed, whatever the kernel has still to
+		 * exchange.
 		 */
 		if ((sk->sk_shutdown & SHUTDOWN_MASK) != SHUTDOWN_MASK)
 			return 0;
@@ -183,25 +209,41 @@ static __always_inline int on_state(struct sock *sk, int oldstate, int newstate,
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state, struct sock *sk, int oldstate, int newstate)
 {
-	return on_state(sk, oldstate, newstate, PASS_FIRST);
+	__u32 zero = 0;
+	struct tcp_event *done = bpf_map_lookup_elem(&tcp_done, &zero);
+
+	if (!done)
+		return 0;
+	done->sk = 0;
+	if (on_state(sk, oldstate, newstate, PASS_FIRST))
+		return 0;
+	done->state = newstate;
+	done->sk = (__u64)sk;
+	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state_again, struct sock *sk, int oldstate, int newstate)
 {
-	return on_state(sk, oldstate, newstate, PASS_SECOND);
+	__u32 zero = 0;
+	struct tcp_event *done = bpf_map_lookup_elem(&tcp_done, &zero);
+
+	if (done && done->sk == (__u64)sk && done->state == (__u64)newstate)
+		return 0;
+	on_state(sk, oldstate, newstate, PASS_SECOND);
+	return 0;
 }
 
-/* The last that is heard of a socket. A kernel may leave tracing programs out for a reason of its
- * own (some hosts run none while their supervisor is the current task), so a close can pass unseen
- * by both.
+/* The last that is heard of a socket. A kernel may leave tracing programs out for a reason of its own (some
+ * hosts run none while their supervisor is the current task), so a close can pass unseen by both.
  */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroyed, struct sock *sk)
 {
-	struct tcp_socket *socket = bpf_sk_storage_get(&tcp_sockets, sk, 0, 0);
+	__u64 key = (__u64)sk;
+	struct tcp_socket *known = bpf_map_lookup_elem(&tcp_sockets, &key);
 
-	if (!socket || socket->phase == PHASE_CLOSED)
+	if (!known)
 		return 0;
-	return closed(sk, socket->phase == PHASE_CONNECTING ? TCP_SYN_SENT : TCP_ESTABLISHED, 1);
+	return closed(sk, known->phase == PHASE_CONNECTING ? TCP_SYN_SENT : TCP_ESTABLISHED, 1);
 }

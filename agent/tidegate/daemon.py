@@ -143,4 +143,5 @@ def limits_of(config: Config) -> tuple[int, int, float]:
 def bounds_of(config: Config) -> Bounds:
     """Return how much a config lets the measurement keep."""
     rows, endpoints, idle = limits_of(config)
-    return Bounds(kernel_rows=config.signals.tcp.max_rows, rows=rows, endpoints=endpoints, idle=idle)
+    tcp = config.signals.tcp
+    return Bounds(kernel_rows=tcp.max_rows, sockets=tcp.max_sockets, rows=rows, endpoints=endpoints, idle=idle)

@@ -24,9 +24,10 @@ FIELDS = TCP_FIELDS
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is kept: rows of one interval in the kernel, rows since the start, when a row is idle (s)."""
+    """How much is kept: in the kernel rows of one interval and sockets; rows since the start, idle in s."""
 
     kernel_rows: int = 8192
+    sockets: int = 65_536
     rows: int = 2000
     endpoints: int = 200
     idle: float = 900.0
@@ -47,7 +48,7 @@ class Measurement:
             # The programs first, then the walk: a cgroup made in between is seen by one of the two.
             root = Path(host.cgroup2 or "/")
             self._services = Services(lambda: walk(root))
-            self._tcp = TcpSignal.start(bounds.kernel_rows)
+            self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets)
         except BaseException:
             self._cgroups.close()
             raise

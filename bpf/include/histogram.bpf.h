@@ -29,8 +29,8 @@ static __always_inline __u32 histogram_slot(__u64 value, __u32 shift)
 		return v;
 
 	__u32 excess = log2_u64(v) - HISTOGRAM_SUBSLOT_BITS;
-	__u32 slot = ((excess + 1) << HISTOGRAM_SUBSLOT_BITS) +
-		     ((v >> excess) & ((1 << HISTOGRAM_SUBSLOT_BITS) - 1));
+	__u32 slot =
+	    ((excess + 1) << HISTOGRAM_SUBSLOT_BITS) + ((v >> excess) & ((1 << HISTOGRAM_SUBSLOT_BITS) - 1));
 
 	return slot < HISTOGRAM_SLOTS ? slot : HISTOGRAM_SLOTS - 1;
 }

@@ -101,6 +101,7 @@ enum tcp_state {
 	TCP_FIN_WAIT1 = 4,
 	TCP_CLOSE = 7,
 	TCP_LAST_ACK = 9,
+	TCP_LISTEN = 10,
 };
 
 #endif

@@ -29,11 +29,9 @@ enum tcp_failure {
 
 /* What the programs had to leave out, by index in tcp_losses. */
 enum tcp_loss {
-	TCP_LOSS_ROWS_FULL =
-	    0, /* events that went to tcp_other because the table took no new row */
-	TCP_LOSS_UNTRACKED = 1, /* connections without storage: not counted in any row */
-	TCP_LOSS_LATE =
-	    2, /* changes of state that no program saw, made up for at the socket's next */
+	TCP_LOSS_ROWS_FULL = 0, /* events that went to tcp_other because the table took no new row */
+	TCP_LOSS_UNTRACKED = 1, /* connections that found no place in tcp_sockets: in no row */
+	TCP_LOSS_LATE = 2,      /* changes of state that no program saw, made up for at the socket's next */
 	TCP_LOSS_COUNT = 3,
 };
 

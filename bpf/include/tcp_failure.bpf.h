@@ -52,8 +52,7 @@ static int queued_error(const struct sock *sk)
 }
 
 /* Why a handshake ended; sk_err is set by the kernel before the state changes. */
-static __u32 failure_of(const struct sock *sk, const struct tcp_sock *tp,
-			const struct tcp_socket *socket)
+static __u32 failure_of(const struct sock *sk, const struct tcp_sock *tp, const struct tcp_socket *socket)
 {
 	int error = sk->sk_err ?: queued_error(sk);
 

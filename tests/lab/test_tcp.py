@@ -69,7 +69,8 @@ def test_ten_thousand_mixed_connections_agree_exactly(lab: Lab) -> None:
         assert_client_agrees(view, "billing.service", of_billing)
         for upstream in (*upstreams, spare):
             assert_server_agrees(view, f"{upstream.name}.service", upstream.accepted())
-        assert set(view.health.losses.values()) == {0}
+        # What no program saw was made up for, so it is in the counts above; some hosts have it (bpf/tcp.bpf.c).
+        assert {kind for kind, n in view.health.losses.items() if n} <= {"tcp_late"}
         assert {service.service for service in view.services} == {
             "shop.service",
             "billing.service",
@@ -149,3 +150,23 @@ def test_the_cgroup_is_the_socket_creators_also_when_it_is_gone(lab: Lab) -> Non
         job.cgroup.rmdir()
         view = measure_until(measurement, settled)
         assert_client_agrees(view, "short-job.service", counted)
+
+
+def test_connections_past_the_table_of_sockets_are_a_loss_and_in_no_row(lab: Lab) -> None:
+    upstream = lab.host("inventory", 6).service("inventory_service")
+    upstream.upstream(PORTS)
+    client = lab.host("client", 16).service("shop")
+    with Measurement(Bounds(sockets=64)) as measurement:
+        counted = client.generate(Plan((Step("10.0.0.6", HOLD, 100, hold=True),)))
+        view = measurement.measure()
+        followed = sum(row.open for row in view.endpoints)
+        assert followed == 64
+        assert followed + view.health.losses["tcp_untracked"] == 2 * counted.endpoints["10.0.0.6:5006"].established
+        client.release()
+        view = measure_until(measurement, settled)
+        again = client.generate(Plan((Step("10.0.0.6", ACCEPT, 20),), parallel=1))
+        view = measure_until(measurement, settled)
+        assert (
+            rows(view, "shop.service", Role.CLIENT)["10.0.0.6:5000"].connects
+            == again.endpoints["10.0.0.6:5000"].connects
+        )

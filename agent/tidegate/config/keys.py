@@ -34,6 +34,7 @@ class TcpSignal(Section, frozen=True, kw_only=True):
     """The TCP signal."""
 
     max_rows: Annotated[int, Meta(ge=64, le=1_048_576)] = 8192
+    max_sockets: Annotated[int, Meta(ge=64, le=1_048_576)] = 65_536
 
 
 class Signals(Section, frozen=True, kw_only=True):

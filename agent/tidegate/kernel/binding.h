@@ -50,8 +50,8 @@ static const char *tidegate_log(void)
 }
 
 /* Where a global variable of an object that is open stands in its section's initial image. */
-static void *tidegate_variable(struct bpf_object *obj, const char *section, const char *name,
-			       __u32 *size, __u32 *offset)
+static void *tidegate_variable(struct bpf_object *obj, const char *section, const char *name, __u32 *size,
+			       __u32 *offset)
 {
 	const struct btf *btf = bpf_object__btf(obj);
 	const struct btf_var_secinfo *info;
@@ -102,11 +102,11 @@ static int tidegate_program_info(int fd, struct tidegate_program_info *info)
 	return 0;
 }
 
-static int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size,
-			     __u32 repeat, __u32 *retval, __u32 *duration)
+static int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size, __u32 repeat,
+			     __u32 *retval, __u32 *duration)
 {
-	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = in, .data_size_in = in_size,
-		    .data_out = out, .data_size_out = *out_size, .repeat = repeat);
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = in, .data_size_in = in_size, .data_out = out,
+		    .data_size_out = *out_size, .repeat = repeat);
 	int error = bpf_prog_test_run_opts(fd, &opts);
 
 	*out_size = opts.data_size_out;

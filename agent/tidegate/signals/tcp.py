@@ -139,13 +139,18 @@ class TcpSignal:
         self.entries = 0
 
     @classmethod
-    def start(cls, max_rows: int) -> Self:
-        """Load and attach; ``max_rows`` is how many (service, role, endpoint) one interval may have."""
+    def start(cls, max_rows: int, max_sockets: int) -> Self:
+        """Load and attach.
+
+        ``max_rows`` is how many (service, role, endpoint) one interval may have, ``max_sockets`` how many
+        connections are followed at a time.
+        """
         bpf = BpfObject.named("tcp")
         try:
             # The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
             for table in ("tcp_rows_a", "tcp_rows_b"):
                 bpf.set_max_entries(table, max_rows)
+            bpf.set_max_entries("tcp_sockets", max_sockets)
             row = (layouts.TCP_KEY.size, layouts.TCP_COUNTS.size)
             bpf.load({"tcp_rows_a": row, "tcp_rows_b": row, "tcp_other": (4, row[1])}).attach()
         except BaseException:

@@ -45,7 +45,7 @@ class ControlServer:
         }
         self._view: View | None = None
         self._encoded: msgspec.Raw | None = None
-        self._watchers: dict[asyncio.Queue[bytes | None], asyncio.StreamWriter] = {}
+        self._watchers: dict[asyncio.Queue[bytes], asyncio.StreamWriter] = {}
         self._clients: set[asyncio.Task[None]] = set()
         self._losses: Counter[str] = Counter(clients_slow=0, clients_refused=0, peers_refused=0)
         self._server: asyncio.Server | None = None
@@ -146,7 +146,7 @@ class ControlServer:
     async def _answer(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = msgspec.json.decode(line, type=Request)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             writer.write(_line(Reply(error=Failure(message=f"request: not understood: {error}", exit_code=2))))
             await writer.drain()
             return
@@ -166,24 +166,24 @@ class ControlServer:
 
     async def _watch(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Send each view that is published, until the client closes its side."""
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(self._queue_length)
+        queue: asyncio.Queue[bytes] = asyncio.Queue(self._queue_length)
         if self._view is not None:
             queue.put_nowait(self._current())
         self._watchers[queue] = writer
         head = b'{"id":' + msgspec.json.encode(request.id) + b',"result":'
-        gone = asyncio.ensure_future(self._gone(reader))
+        gone = asyncio.create_task(self._gone(reader))
+        following = asyncio.create_task(queue.get())
         try:
             while True:
-                following = asyncio.ensure_future(queue.get())
                 await asyncio.wait((following, gone), return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    following.cancel()
                     return
-                view = following.result()
-                writer.write(head + (view or b"null") + b"}\n")
+                writer.write(head + following.result() + b"}\n")
+                following = asyncio.create_task(queue.get())
                 await writer.drain()
         finally:
             gone.cancel()
+            following.cancel()
             self._watchers.pop(queue, None)
 
     @staticmethod

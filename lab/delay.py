@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A path that delays every packet, between two namespaces: a pair of TUN devices and a process between them.
 
-For hosts without netem. Run as ``python -m lab.delay NAMESPACE NAMESPACE MIN MAX SEED`` (seconds); says ``ready``
-on stdout once both devices exist.
+For hosts without netem. Run as ``python -m lab.delay CGROUP NAMESPACE NAMESPACE MIN MAX SEED``
+(seconds); says ``ready`` on stdout once both devices exist.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import heapq
 import itertools
 import os
+import pathlib
 import random
 import select
 import struct
@@ -71,7 +72,8 @@ class Path:
 
 def main() -> None:
     """Open both devices and forward."""
-    left, right, low, high, seed = sys.argv[1:]
+    cgroup, left, right, low, high, seed = sys.argv[1:]
+    pathlib.Path(cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     path = Path(open_tun(left), open_tun(right), float(low), float(high), int(seed))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

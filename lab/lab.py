@@ -47,6 +47,7 @@ class Service:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            start_new_session=True,  # Ctrl-C is for the lab, which then ends its processes
         )
         self._read()
 
@@ -149,8 +150,11 @@ class Lab:
 
         Over it they have the addresses 10.9.0.NUMBER and fd09::NUMBER.
         """
-        argv = [sys.executable, "-m", "lab.delay", one.namespace, other.namespace, str(low), str(high), str(seed)]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        cgroup = self.cgroup / f"path-{one.number}-{other.number}.service"
+        cgroup.mkdir()
+        argv = [sys.executable, "-m", "lab.delay", str(cgroup), one.namespace, other.namespace]
+        argv += [str(low), str(high), str(seed)]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
         self.stack.callback(process.wait)
         self.stack.callback(process.kill)
         assert process.stdout is not None

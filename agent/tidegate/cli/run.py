@@ -14,6 +14,7 @@ import typer
 from tidegate.config import load
 from tidegate.daemon import Agent
 from tidegate.logs import configure
+from tidegate.memory import give_back_early
 from tidegate.model.snapshot import View
 from tidegate.top.plain import Options, frame
 from tidegate.top.screen import Screen
@@ -26,6 +27,7 @@ def run(
     ] = False,
 ) -> None:
     """Run the agent in the foreground; without a config file it observes and nothing acts."""
+    give_back_early()
     config = load(config_file)
     picture = show and sys.stdout.isatty()
     # A log line would tear the picture; errors still reach the user when the agent ends.

@@ -13,7 +13,7 @@ MISSING = "-"
 
 
 class Column(NamedTuple):
-    """One column; ``value`` gives what is sorted by, ``text`` how it is written; width 0 takes the rest."""
+    """One column; ``value`` gives what is sorted by, ``text`` how it is written; ``width`` is the least."""
 
     name: str
     title: str
@@ -62,8 +62,8 @@ def _p(quantile: str) -> Callable[[Row], float | None]:
 
 
 _HANDSHAKE = (
-    Column("handshake_p50", "HS-P50", 8, _p("p50"), duration),
-    Column("handshake_p99", "HS-P99", 8, _p("p99"), duration),
+    Column("handshake_p50", "HS-P50", 7, _p("p50"), duration),
+    Column("handshake_p99", "HS-P99", 7, _p("p99"), duration),
 )
 _FAILURES = Column(
     "failures",
@@ -75,12 +75,12 @@ _FAILURES = Column(
 )
 
 SERVICES: tuple[Column, ...] = (
-    Column("service", "SERVICE", 28, lambda row: row.service, str, left=True),
-    Column("container", "CONTAINER", 12, lambda row: row.container, str, left=True),
-    Column("connect_rate", "CONN/S", 8, lambda row: row.connect_rate, rate),
-    Column("failure_rate", "FAIL/S", 8, lambda row: row.failure_rate, rate),
-    Column("accept_rate", "ACPT/S", 8, lambda row: row.accept_rate, rate),
-    Column("open", "OPEN", 6, lambda row: row.open, count),
+    Column("service", "SERVICE", 16, lambda row: row.service, str, left=True),
+    Column("container", "CONTAINER", 9, lambda row: row.container, str, left=True),
+    Column("connect_rate", "CONN/S", 7, lambda row: row.connect_rate, rate),
+    Column("failure_rate", "FAIL/S", 7, lambda row: row.failure_rate, rate),
+    Column("accept_rate", "ACPT/S", 7, lambda row: row.accept_rate, rate),
+    Column("open", "OPEN", 5, lambda row: row.open, count),
     *_HANDSHAKE,
     Column("connects", "CONNECTS", 10, lambda row: row.connects, count),
     Column("accepts", "ACCEPTS", 10, lambda row: row.accepts, count),
@@ -88,14 +88,14 @@ SERVICES: tuple[Column, ...] = (
     _FAILURES,
 )
 ENDPOINTS: tuple[Column, ...] = (
-    Column("service", "SERVICE", 28, lambda row: row.service, str, left=True),
-    Column("container", "CONTAINER", 12, lambda row: row.container, str, left=True),
+    Column("service", "SERVICE", 16, lambda row: row.service, str, left=True),
+    Column("container", "CONTAINER", 9, lambda row: row.container, str, left=True),
     Column("role", "ROLE", 6, lambda row: row.role.value, str, left=True),
-    Column("endpoint", "ENDPOINT", 24, lambda row: row.endpoint, str, left=True),
-    Column("connect_rate", "CONN/S", 8, lambda row: row.connect_rate, rate),
-    Column("failure_rate", "FAIL/S", 8, lambda row: row.failure_rate, rate),
-    Column("accept_rate", "ACPT/S", 8, lambda row: row.accept_rate, rate),
-    Column("open", "OPEN", 6, lambda row: row.open, count),
+    Column("endpoint", "ENDPOINT", 16, lambda row: row.endpoint, str, left=True),
+    Column("connect_rate", "CONN/S", 7, lambda row: row.connect_rate, rate),
+    Column("failure_rate", "FAIL/S", 7, lambda row: row.failure_rate, rate),
+    Column("accept_rate", "ACPT/S", 7, lambda row: row.accept_rate, rate),
+    Column("open", "OPEN", 5, lambda row: row.open, count),
     *_HANDSHAKE,
     Column("connects", "CONNECTS", 10, lambda row: row.connects, count),
     Column("accepts", "ACCEPTS", 10, lambda row: row.accepts, count),

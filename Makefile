@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables prometheus \
+PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables openssl prometheus \
             python3 python3-dev python3-venv
 PYTHON ?= python3
 VENV := .venv

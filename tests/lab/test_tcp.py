@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from lab.lab import Lab, Service
@@ -10,8 +12,10 @@ from lab.results import Plan, Results, Step
 from lab.upstream import Behaviour
 from tests.lab.agreement import assert_client_agrees, assert_server_agrees, measure_until, rows, settled
 from tests.lab.conftest import ICMP
+from tidegate.kernel.objects import BpfObject
 from tidegate.measurement import Bounds, Measurement
 from tidegate.model.fields import Role
+from tidegate.signals.tcp import FAILURES, Counter, TcpSignal
 
 pytestmark = pytest.mark.lab
 ACCEPT, RESET, REFUSE, HANG, UNREACHABLE, DENIED, HOLD = 5000, 5001, 5002, 5003, 5004, 5005, 5006
@@ -170,3 +174,36 @@ def test_connections_past_the_table_of_sockets_are_a_loss_and_in_no_row(lab: Lab
             rows(view, "shop.service", Role.CLIENT)["10.0.0.6:5000"].connects
             == again.endpoints["10.0.0.6:5000"].connects
         )
+
+
+def test_the_reason_of_a_failure_that_no_program_saw_is_found_in_the_socket(lab: Lab) -> None:
+    upstream = lab.host("inventory", 6, ICMP).service("inventory_service")
+    upstream.upstream(PORTS)
+    client = lab.host("client", 16).service("shop")
+    with BpfObject.named("tcp") as bpf:
+        bpf.load().attach()
+        state = [link for link in bpf.links if link.name != "tcp_destroyed"]
+        signal = TcpSignal(bpf)
+        # Over IPv6 the kernel gives up at the ICMP error that the second SYN brings, a second later.
+        wait = client.begin(Plan((Step("10.0.0.6", HANG, 5), Step("fd00::6", UNREACHABLE, 5))))
+        connects = 0
+        while connects < 10:
+            connects += sum(r.counters[Counter.CONNECTS] for r in signal.read() if r.role is Role.CLIENT)
+        for link in state:
+            link.close()
+        counted = wait()
+        found = {r.endpoint: r.counters[Counter.FAILURES : Counter.HANDSHAKE_NS] for r in signal.read()}
+        assert {
+            e: {reason: n for reason, n in zip(FAILURES, counts, strict=True) if n} for e, counts in found.items()
+        } == {e: r.failures() for e, r in counted.endpoints.items()}
+        assert signal.losses()["tcp_late"] == 10
+
+
+def test_a_service_may_have_any_name(lab: Lab) -> None:
+    lab.host("inventory", 6).service("inventory_service").upstream(PORTS)
+    host = lab.host("client", 16)
+    name = os.fsdecode(b'\xff"shop\\ \xc3\xa9')
+    with Measurement(Bounds()) as measurement:
+        counted = host.service(name).generate(Plan((Step("10.0.0.6", ACCEPT, 3),)))
+        view = measure_until(measurement, settled)
+        assert_client_agrees(view, '\\xff"shop\\ é.service', counted)

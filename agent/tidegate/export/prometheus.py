@@ -172,7 +172,7 @@ def _listen(host: str, port: int, registry: CollectorRegistry, tls: Tls | None) 
         return start_http_server(port, host, registry, **files)
     except ssl.SSLError as error:
         raise UnavailableError(
-            f"metrics.tls: expected a certificate and its key in PEM, found {error.reason or error}; "
+            f"metrics.tls: expected a certificate and its key in PEM, found: {error}; "
             "check metrics.tls.cert, key and client_ca"
         ) from error
     except OSError as error:

@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from tidegate import __version__
 from tidegate.config import Config, load
@@ -97,7 +99,7 @@ class Agent:
         while not await self._stopped_before(due):
             late = loop.time() - due
             # In a thread: the swap of tables waits for a grace period, 10 to 30 ms in which clients are served.
-            view = await asyncio.to_thread(measurement.measure, late)
+            view = with_losses(await asyncio.to_thread(measurement.measure, late), server.losses())
             if self._exporter is not None:
                 self._exporter.collector.show(view)
             server.publish(view)
@@ -124,6 +126,12 @@ class Agent:
         if self._exporter is not None:
             self._exporter.close()
             self._exporter = None
+
+
+def with_losses(view: View, losses: Mapping[str, int]) -> View:
+    """Return the view with the losses of another part of the agent beside those of the measurement."""
+    health = msgspec.structs.replace(view.health, losses={**view.health.losses, **losses})
+    return msgspec.structs.replace(view, health=health)
 
 
 def exporter_of(config: Config) -> Exporter | None:

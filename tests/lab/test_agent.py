@@ -114,6 +114,21 @@ def test_a_second_agent_is_refused_and_told_the_first_ones_pid(agent: RunningAge
     assert agent.snapshot()["health"]["pid"] == agent.process.pid
 
 
+def test_a_client_that_does_not_read_is_dropped_and_counted(lab: Lab, agent: RunningAgent) -> None:
+    lab.host("inventory", 6).service("inventory_service").upstream(
+        dict.fromkeys(range(6000, 6150), Behaviour.ACCEPT)
+    )
+    shop = lab.host("client", 16).service("shop")
+    shop.generate(Plan(tuple(Step("10.0.0.6", port, 1) for port in range(6000, 6150))))
+    agent.wait_for("rows", lambda: len(agent.values("tidegate_tcp_connects_total")) == 150)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as slow:
+        slow.connect(str(agent.socket))
+        slow.sendall(b'{"method":"watch"}\n')
+        dropped = 'tidegate_losses_total{kind="control_clients_slow"} 1.0'
+        agent.wait_for("loss", lambda: dropped in agent.metrics())
+    assert agent.snapshot()["health"]["late_seconds"] < 2
+
+
 def test_hangup_reloads_the_config(agent: RunningAgent) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         other = int(probe.getsockname()[1])

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import itertools
+import os
 import signal
+import time
+from types import FrameType
 
-from lab.lab import Lab
-from lab.results import Plan, Step
+from lab.lab import Lab, Service
+from lab.results import Plan, Results, Step
 from lab.upstream import Behaviour
 
-ICMP = {"net.ipv4.icmp_ratelimit": "0", "net.ipv6.icmp.ratelimit": "0"}
 AUTH, INVENTORY, ACTIONS, BROKEN = 4000, 5000, 5001, 5002
 
 
@@ -29,28 +33,78 @@ def plan(seed: int) -> Plan:
     return Plan(steps, parallel=20, seed=seed)
 
 
+def build(lab: Lab) -> Service:
+    """Make the story's hosts and return the gateway."""
+    auth, inventory, spare = (
+        lab.host(name, number) for name, number in (("auth", 5), ("inventory", 6), ("spare", 7))
+    )
+    auth.service("auth_service").upstream({AUTH: Behaviour.ACCEPT, 4001: Behaviour.HANG})
+    inventory.service("inventory_service").upstream(
+        {INVENTORY: Behaviour.ACCEPT, ACTIONS: Behaviour.RESET, BROKEN: Behaviour.REFUSE}
+    )
+    spare.service("inventory_spare").upstream({INVENTORY: Behaviour.UNREACHABLE})
+    host = lab.host("gateway", 16)
+    lab.slow_path(auth, host, 0.005, 0.03)
+    return host.service("gateway")
+
+
+def describe(lab: Lab) -> str:
+    """Return what there is: hosts with their namespaces and addresses, services with their cgroups."""
+    lines = [
+        f"{host.name:10} {host.v4:10} {host.v6:10} ip netns exec {host.namespace}" for host in lab.hosts.values()
+    ]
+    lines += [f"{path.name:26} {path}" for path in sorted(lab.cgroup.glob("*.service"))]
+    return "\n".join(lines)
+
+
+def table(total: Results, seconds: float) -> str:
+    """Return the generator's own counts since the start."""
+    lines = [f"after {seconds:.0f} s"]
+    for endpoint, result in sorted(total.endpoints.items()):
+        outcomes = "  ".join(f"{outcome} {n}" for outcome, n in sorted(result.outcomes.items()))
+        lines.append(f"{endpoint:16} {result.connects:8} connects  {outcomes}")
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="end after so many rounds of traffic")
+    parser.add_argument("--every", type=float, default=3.0, help="seconds between two totals")
+    return parser.parse_args()
+
+
+def interrupt_this_process_alone() -> None:
+    """Let SIGTERM and SIGINT end this process in order, and the children that pyroute2 forks at once."""
+    owner = os.getpid()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            os._exit(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C doesn't leave half a lab behind
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
 def main() -> None:
     """Build the story's gateway and call its upstreams round after round."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = arguments()
+    interrupt_this_process_alone()
     with contextlib.suppress(KeyboardInterrupt), Lab() as lab:
-        auth, inventory, spare = (
-            lab.host(name, number, ICMP) for name, number in (("auth", 5), ("inventory", 6), ("spare", 7))
-        )
-        auth.service("auth_service").upstream({AUTH: Behaviour.ACCEPT, 4001: Behaviour.HANG})
-        inventory.service("inventory_service").upstream(
-            {INVENTORY: Behaviour.ACCEPT, ACTIONS: Behaviour.RESET, BROKEN: Behaviour.REFUSE}
-        )
-        spare.service("inventory_spare").upstream({INVENTORY: Behaviour.UNREACHABLE})
-        host = lab.host("gateway", 16)
-        lab.slow_path(auth, host, 0.005, 0.03)
-        gateway = host.service("gateway")
-        print(f"cgroups below {lab.cgroup}, namespaces {lab.name}-*; end with Ctrl-C", flush=True)
-        seed = 0
-        while True:
-            seed += 1
-            for endpoint, result in sorted(gateway.generate(plan(seed)).endpoints.items()):
-                print(f"{endpoint:16} {result.connects:5} connects  {result.outcomes}", flush=True)
-            print(flush=True)
+        gateway = build(lab)
+        print(f"{describe(lab)}\nend with Ctrl-C\n", flush=True)
+        total, began = Results(), time.monotonic()
+        due = began
+        for seed in itertools.count(1) if options.rounds is None else range(1, options.rounds + 1):
+            total = Results.sum((total, gateway.generate(plan(seed))))
+            for result in total.endpoints.values():
+                result.handshakes.clear()  # they would grow for ever
+            if time.monotonic() >= due or seed == options.rounds:
+                print(table(total, time.monotonic() - began) + "\n", flush=True)
+                due = time.monotonic() + options.every
 
 
 if __name__ == "__main__":

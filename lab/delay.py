@@ -7,6 +7,7 @@ For hosts without netem. Run as ``python -m lab.delay CGROUP NAMESPACE NAMESPACE
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import heapq
 import itertools
@@ -19,6 +20,8 @@ import sys
 import time
 
 from pyroute2 import netns
+
+from lab.lifeline import end_with_the_lab
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
@@ -67,13 +70,18 @@ class Path:
         now = time.monotonic()
         while self._waiting and self._waiting[0][0] <= now:
             _, _, fd, packet = heapq.heappop(self._waiting)
-            os.write(fd, packet)
+            try:
+                os.write(fd, packet)
+            except OSError as error:
+                if error.errno != errno.EIO:  # the far device is down, as while the path is built: nobody hears it
+                    raise
 
 
 def main() -> None:
     """Open both devices and forward."""
     cgroup, left, right, low, high, seed = sys.argv[1:]
     pathlib.Path(cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    end_with_the_lab()
     path = Path(open_tun(left), open_tun(right), float(low), float(high), int(seed))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -12,12 +12,14 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lab import results as r
 from lab.results import EndpointResult, Plan, Results, Step, endpoint_text
 
-TCP_SYNCNT = 7
+TCP_SYNCNT, TCP_INFO = 7, 11
+SYN_SENT = 2  # tcp_info's first byte is the state, as in net/tcp_states.h
 REASONS = {
     errno.ECONNREFUSED: r.REFUSED,
     errno.ETIMEDOUT: r.TIMEOUT,
@@ -29,6 +31,7 @@ REASONS = {
     errno.ECONNRESET: r.RESET,
 }
 LONGEST = 60.0
+BLOCKING = 16  # connects with SO_SNDTIMEO at a time: each blocks a thread
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Generator:
         self._plan = plan
         self._selector = selectors.EpollSelector()
         self._waiting: dict[int, _Connection] = {}
+        self._blocking: dict[Future[tuple[int, float]], EndpointResult] = {}
+        self._threads = ThreadPoolExecutor(BLOCKING)
         self._held: list[socket.socket] = []
         self.results = Results()
 
@@ -56,12 +61,13 @@ class Generator:
         random.Random(self._plan.seed).shuffle(steps)
         todo = iter(steps)
         deadline = time.monotonic() + LONGEST + len(steps) / 100
-        while self._fill(todo) or self._waiting:
+        while self._fill(todo) or self._waiting or self._blocking:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"generator: {len(self._waiting)} connections hang after {LONGEST} s")
             for key, events in self._selector.select(self._patience()):
                 self._ready(key.data, events)
             self._give_up_late()
+            self._gave_up_blocking()
         return self.results
 
     def close(self) -> None:
@@ -70,10 +76,11 @@ class Generator:
             held.close()
         self._held.clear()
         self._selector.close()
+        self._threads.shutdown()
 
     def _fill(self, todo: Iterator[Step]) -> bool:
         """Begin connections up to the plan's parallelism; tell whether there may be more."""
-        while len(self._waiting) < self._plan.parallel:
+        while len(self._waiting) + len(self._blocking) < self._plan.parallel:
             step = next(todo, None)
             if step is None:
                 return False
@@ -89,7 +96,7 @@ class Generator:
             made.bind(("", step.bind))
         address = f"::ffff:{step.address}" if step.mapped else step.address
         if step.reuse is not None:
-            self._refused_first(made, *step.reuse)
+            self._refused_first(made, *step.reuse, mapped=step.mapped)
         if step.give_up_by == "sndtimeo" and step.give_up is not None:
             self._give_up_blocking(step, made, address)
             return
@@ -104,10 +111,11 @@ class Generator:
         self._waiting[made.fileno()] = connection
         self._selector.register(made, selectors.EVENT_WRITE, connection)
 
-    def _refused_first(self, made: socket.socket, address: str, port: int) -> None:
+    def _refused_first(self, made: socket.socket, address: str, port: int, *, mapped: bool) -> None:
         result = self.results.of(endpoint_text(address, port))
         result.connects += 1
-        result.end(REASONS.get(made.connect_ex((address, port)), r.OTHER))
+        error = made.connect_ex((f"::ffff:{address}" if mapped else address, port))
+        result.end(REASONS.get(error, r.OTHER))
 
     def _give_up_blocking(self, step: Step, made: socket.socket, address: str) -> None:
         assert step.give_up is not None
@@ -115,11 +123,19 @@ class Generator:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, microseconds))
         result = self.results.of(endpoint_text(step.address, step.port))
         result.connects += 1
-        error = made.connect_ex((address, step.port))
-        # connect(2): a send timeout during a connect is EINPROGRESS; the application then closes.
-        outcome = r.ABORTED if error == errno.EINPROGRESS else REASONS.get(error, r.OTHER)
-        made.close()
-        result.end(outcome)
+        # In a thread: here it would hold up the others, and their durations would be wrong.
+        self._blocking[self._threads.submit(_connect_and_close, made, (address, step.port))] = result
+
+    def _gave_up_blocking(self) -> None:
+        for future in [future for future in self._blocking if future.done()]:
+            result = self._blocking.pop(future)
+            error, took = future.result()
+            if error == 0:
+                result.established += 1
+                result.handshakes.append(took)
+            # connect(2): a send timeout during a connect is EINPROGRESS; the application then closes.
+            given_up = error == errno.EINPROGRESS
+            result.end(r.OK if error == 0 else r.ABORTED if given_up else REASONS.get(error, r.OTHER))
 
     def _ready(self, connection: _Connection, events: int) -> None:
         if connection.socket.fileno() not in self._waiting:
@@ -157,7 +173,8 @@ class Generator:
             self._end(connection, r.OK)
 
     def _patience(self) -> float:
-        return 0.005 if any(c.step.give_up is not None for c in self._waiting.values()) else 0.2
+        hurry = bool(self._blocking) or any(c.step.give_up is not None for c in self._waiting.values())
+        return 0.005 if hurry else 0.2
 
     def _give_up_late(self) -> None:
         now = time.perf_counter()
@@ -165,6 +182,8 @@ class Generator:
             step = connection.step
             if step.give_up is None or connection.established or now - connection.began < step.give_up:
                 continue
+            if connection.socket.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 1)[0] != SYN_SENT:
+                continue  # it has been decided since the last look; select() will tell
             if step.give_up_by == "unspec":
                 _disconnect(connection.socket)
             self._end(connection, r.ABORTED)
@@ -177,6 +196,15 @@ class Generator:
     def _forget(self, connection: _Connection) -> None:
         if self._waiting.pop(connection.socket.fileno(), None) is not None:
             self._selector.unregister(connection.socket)
+
+
+def _connect_and_close(made: socket.socket, address: tuple[str, int]) -> tuple[int, float]:
+    """Connect, blocking; return the errno and the seconds it took."""
+    began = time.perf_counter()
+    error = made.connect_ex(address)
+    took = time.perf_counter() - began
+    made.close()
+    return error, took
 
 
 def _disconnect(made: socket.socket) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -17,11 +18,12 @@ from pyroute2 import netns
 
 from lab.delay import DEVICE
 from lab.network import (
-    PREFIX,
+    DEFAULTS,
     Switch,
     add_addresses,
     cgroup_root,
     enter,
+    lab_name,
     remove_cgroup,
     remove_namespaces,
     set_sysctls,
@@ -62,6 +64,10 @@ class Service:
         """Return how many connections each port has accepted."""
         return {int(port): count for port, count in json.loads(self._ask("accepted")).items()}
 
+    def resets(self) -> dict[int, int]:
+        """Return how many connections each port has reset after they were established."""
+        return {int(port): count for port, count in json.loads(self._ask("resets")).items()}
+
     def generate(self, plan: Plan) -> Results:
         """Run a plan and return what the generator counted."""
         return self.begin(plan)()
@@ -74,6 +80,10 @@ class Service:
     def release(self) -> None:
         """Close the connections that plans have held."""
         self._ask("release")
+
+    def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[str]:
+        """Run any program as part of this service: in its cgroup and its host's namespace; ended with the lab."""
+        return self.host.lab.popen(enter(self.host.namespace, argv, self.cgroup), options)
 
     def close(self) -> None:
         """End the process."""
@@ -110,7 +120,7 @@ class Host:
         self.namespace = f"{lab.name}-{name}"
         self.v4, self.v6 = f"10.0.0.{number}", f"fd00::{number}"
         netns.create(self.namespace)
-        set_sysctls(self.namespace, {"net.ipv6.conf.default.accept_dad": "0", **sysctls})
+        set_sysctls(self.namespace, {**DEFAULTS, **sysctls})
         lab.switch.plug(self.namespace, f"port{number}", [f"{self.v4}/24", f"{self.v6}/64"])
 
     def service(self, name: str) -> Service:
@@ -120,8 +130,8 @@ class Host:
         return service
 
     def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[str]:
-        """Run any program in this host's namespace; the caller ends it."""
-        return subprocess.Popen(enter(self.namespace, argv), text=True, **options)
+        """Run any program in this host's namespace, in no service; it is ended with the lab at the latest."""
+        return self.lab.popen(enter(self.namespace, argv, self.lab.cgroup), options)
 
 
 class Lab:
@@ -129,21 +139,43 @@ class Lab:
 
     def __init__(self) -> None:
         sweep()
-        self.name = f"{PREFIX}-{os.getpid()}-{next(_numbers)}"
+        self.name = lab_name(next(_numbers))
+        self.hosts: dict[str, Host] = {}
+        self._pid = os.getpid()
         self.cgroup = cgroup_root() / self.name
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            stack.callback(remove_namespaces, self.name)
-            stack.callback(remove_cgroup, self.cgroup)
+        atexit.register(self.close)
+        self.stack.callback(remove_namespaces, self.name)
+        self.stack.callback(remove_cgroup, self.cgroup)
+        try:
             self.cgroup.mkdir()
             self.switch = Switch(f"{self.name}-switch")
-            self.stack = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stack.close()
+        self.close()
+
+    def close(self) -> None:
+        """Remove everything.
+
+        Does nothing in a forked child: pyroute2 forks and ends its children by SIGTERM, and a handler of that
+        signal that raises would unwind the stack which the child has inherited, and remove the parent's lab.
+        """
+        if os.getpid() == self._pid:
+            atexit.unregister(self.close)
+            self.stack.close()
+
+    def popen(self, command: list[str], options: Mapping[str, Any]) -> subprocess.Popen[str]:
+        """Start a command that has been told where to run, and end it with the lab."""
+        process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **options)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return process
 
     def slow_path(self, one: Host, other: Host, low: float, high: float, seed: int = 1) -> None:
         """Connect two hosts by a path that delays each packet by ``low`` to ``high`` seconds.
@@ -154,10 +186,11 @@ class Lab:
         cgroup.mkdir()
         argv = [sys.executable, "-m", "lab.delay", str(cgroup), one.namespace, other.namespace]
         argv += [str(low), str(high), str(seed)]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = self.popen(argv, {**pipes, "cwd": ROOT, "start_new_session": True})
+        assert process.stdin is not None
         assert process.stdout is not None
+        self.stack.callback(process.stdin.close)
         self.stack.callback(process.stdout.close)
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"lab: the slow path has ended, exit code {process.wait()}")
@@ -166,4 +199,5 @@ class Lab:
 
     def host(self, name: str, number: int, sysctls: Mapping[str, str] | None = None) -> Host:
         """Add a host with the addresses 10.0.0.NUMBER and fd00::NUMBER (hexadecimal there)."""
-        return Host(self, name, number, sysctls or {})
+        self.hosts[name] = Host(self, name, number, sysctls or {})
+        return self.hosts[name]

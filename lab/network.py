@@ -4,18 +4,31 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pyroute2 import NetNS, netns
 
 PREFIX = "tglab"
 _IFA_F_NODAD = 0x02
+_OWNER = re.compile(rf"{PREFIX}-(\d+)-(\d+)-")
 RUN = Path("/run/netns")
+#: What every host has: addresses usable at once, and an ICMP error for every refused connect. icmp_ratelimit alone
+#: leaves the limit over all hosts (icmp_msgs_per_sec); only types outside the mask are free of it. IPv6 wants a
+#: mask that isn't empty, and sends no error of type 127.
+DEFAULTS = {
+    "net.ipv6.conf.default.accept_dad": "0",
+    "net.ipv4.icmp_ratelimit": "0",
+    "net.ipv4.icmp_ratemask": "0",
+    "net.ipv6.icmp.ratelimit": "0",
+    "net.ipv6.icmp.ratemask": "127",
+}
 
 
 def cgroup_root() -> Path:
@@ -27,16 +40,25 @@ def cgroup_root() -> Path:
     raise RuntimeError("lab: expected a cgroup2 mount, found none; mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
-def enter(namespace: str, argv: Iterable[str]) -> list[str]:
-    """Return the command line that runs ``argv`` in a namespace; unlike ``ip netns exec`` it keeps bpffs."""
-    return ["nsenter", f"--net={RUN / namespace}", *argv]
+def enter(namespace: str, argv: Iterable[str], cgroup: Path | None = None) -> list[str]:
+    """Return the command line that runs ``argv`` in a namespace; unlike ``ip netns exec`` it keeps bpffs.
+
+    With ``cgroup`` (its directory) the process joins it first, so that every socket it makes belongs there.
+    """
+    join = [] if cgroup is None else ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs")]
+    return [*join, "nsenter", f"--net={RUN / namespace}", *argv]
 
 
 def set_sysctls(namespace: str, values: dict[str, str]) -> None:
     """Set sysctls of a namespace; one that this kernel doesn't have per namespace is an error."""
-    for name, value in values.items():
-        subprocess.run(
-            enter(namespace, ["sysctl", "-qw", f"{name}={value}"]), check=True, capture_output=True, text=True
+    settings = [f"{name}={value}" for name, value in values.items()]
+    done = subprocess.run(
+        enter(namespace, ["sysctl", "-qw", *settings]), check=False, capture_output=True, text=True
+    )
+    if done.returncode or done.stderr:
+        raise RuntimeError(
+            f"lab: expected {namespace} to take {' '.join(settings)}, sysctl said: {done.stderr.strip()}; "
+            "leave out what this kernel has only once for all namespaces"
         )
 
 
@@ -71,10 +93,10 @@ def add_addresses(namespace: str, device: str, addresses: Iterable[str]) -> None
         ns.link("set", index=index, state="up")
 
 
-def remove_namespaces(prefix: str) -> None:
-    """Remove every namespace whose name begins so; the processes in it must have ended."""
+def remove_namespaces(lab: str) -> None:
+    """Remove every namespace of the lab with this name; the processes in them must have ended."""
     for name in netns.listnetns():
-        if name.startswith(prefix):
+        if name.startswith(f"{lab}-"):
             with contextlib.suppress(FileNotFoundError):
                 netns.remove(name)
 
@@ -101,17 +123,40 @@ def _empty(cgroup: Path, deadline: float = 5.0) -> None:
         os.sched_yield()
 
 
+def lab_name(number: int) -> str:
+    """Return the name of this process's lab of that number; it tells who made it, also once the pid is reused."""
+    return f"{PREFIX}-{os.getpid()}-{_started(os.getpid())}-{number}"
+
+
 def sweep() -> None:
-    """Remove what labs left whose process is dead."""
+    """Remove what labs left whose process is dead; labs that sweep at the same time take turns."""
     root = cgroup_root()
-    dead = {_pid_of(path.name) for path in root.glob(f"{PREFIX}-*")}
-    dead |= {_pid_of(name) for name in netns.listnetns() if name.startswith(f"{PREFIX}-")}
-    for pid in dead:
-        if not Path(f"/proc/{pid}").exists():
-            for cgroup in root.glob(f"{PREFIX}-{pid}-*"):
-                remove_cgroup(cgroup)
-            remove_namespaces(f"{PREFIX}-{pid}-")
+    with _turn():
+        names = [*netns.listnetns(), *(path.name for path in root.glob(f"{PREFIX}-*"))]
+        for pid, started in {match.groups() for match in map(_OWNER.match, names) if match}:
+            if _started(int(pid)) != int(started):
+                owner = f"{PREFIX}-{pid}-{started}"
+                for cgroup in root.glob(f"{owner}-*"):
+                    remove_cgroup(cgroup)
+                remove_namespaces(owner)
 
 
-def _pid_of(name: str) -> int:
-    return int(name.split("-")[1])
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Hold the lock that iproute2 takes too when it makes or removes namespaces."""
+    RUN.mkdir(exist_ok=True)
+    directory = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process was started, in clock ticks since boot (proc(5), stat 22); None if there is none."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(after_name.split()[19])

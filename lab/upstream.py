@@ -59,6 +59,8 @@ class Upstream:
 
     def __init__(self, ports: dict[int, Behaviour], selector: selectors.BaseSelector) -> None:
         self.accepted: Counter[int] = Counter()
+        self.resets: Counter[int] = Counter()
+        self._acceptors: list[Callable[[], None]] = []
         self._selector = selector
         self._open: set[socket.socket] = set()
         for port, behaviour in ports.items():
@@ -67,7 +69,13 @@ class Upstream:
                     ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
                 )
                 listener.setblocking(False)
-                selector.register(listener, selectors.EVENT_READ, self._acceptor(listener, port, behaviour))
+                self._acceptors.append(self._acceptor(listener, port, behaviour))
+                selector.register(listener, selectors.EVENT_READ, self._acceptors[-1])
+
+    def accept_waiting(self) -> None:
+        """Take what is established but waits to be accepted, so that the counts are complete."""
+        for accept in self._acceptors:
+            accept()
 
     def close(self) -> None:
         """Close every connection that is still open."""
@@ -85,16 +93,16 @@ class Upstream:
                 if behaviour is Behaviour.ACCEPT:
                     connection.close()
                 else:
-                    self._keep(connection, reset=behaviour is Behaviour.RESET)
+                    self._keep(connection, port, reset=behaviour is Behaviour.RESET)
 
         return accept
 
-    def _keep(self, connection: socket.socket, reset: bool) -> None:
+    def _keep(self, connection: socket.socket, port: int, reset: bool) -> None:
         connection.setblocking(False)
         self._open.add(connection)
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection, reset))
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection, port, reset))
 
-    def _read(self, connection: socket.socket, reset: bool) -> None:
+    def _read(self, connection: socket.socket, port: int, reset: bool) -> None:
         data = b""
         with contextlib.suppress(ConnectionError):
             data = connection.recv(4096)
@@ -102,6 +110,7 @@ class Upstream:
             return
         if data:  # all that came is read, so it is SO_LINGER 0 that resets, and not unread data
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.resets[port] += 1
         self._drop(connection)
 
     def _drop(self, connection: socket.socket) -> None:

@@ -2,19 +2,21 @@
 """A process of a service: joins its cgroup before it makes a socket, then serves and generates on request.
 
 Runs in its network namespace already. Lines on stdin, one answer line each on stdout:
-``listen {port: behaviour}``, ``accepted``, ``generate PLAN``, ``release`` (closes held connections).
+``listen {port: behaviour}``, ``accepted``, ``resets``, ``generate PLAN``, ``release`` (closes held connections).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from lab.generator import Generator
+from lab.lifeline import end_with_the_lab
 from lab.results import dump, load_plan
 from lab.upstream import Behaviour, Upstream
 
@@ -51,7 +53,11 @@ class Worker:
                 self._upstreams.append(Upstream(ports, self._selector))
                 return "{}"
             case "accepted":
+                for upstream in self._upstreams:
+                    upstream.accept_waiting()
                 return json.dumps({p: n for upstream in self._upstreams for p, n in upstream.accepted.items()})
+            case "resets":
+                return json.dumps({p: n for upstream in self._upstreams for p, n in upstream.resets.items()})
             case "generate":
                 generator = Generator(load_plan(argument))
                 self._generators.append(generator)
@@ -66,6 +72,8 @@ class Worker:
 def main() -> None:
     """Join the cgroup given as the only argument, say so, and run."""
     Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    end_with_the_lab()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     sys.stdout.write("{}\n")
     sys.stdout.flush()
     Worker().run()

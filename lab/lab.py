@@ -41,7 +41,8 @@ class Service:
 
     def __init__(self, host: Host, name: str) -> None:
         self.host, self.name = host, name
-        self.cgroup = host.lab.cgroup / f"{name}.service"
+        self.unit = f"{name}{host.lab.tag}.service"
+        self.cgroup = host.lab.cgroup / self.unit
         self.cgroup.mkdir(parents=True)
         self._process = subprocess.Popen(
             enter(host.namespace, [sys.executable, "-m", "lab.worker", str(self.cgroup)]),
@@ -124,7 +125,7 @@ class Host:
         lab.switch.plug(self.namespace, f"port{number}", [f"{self.v4}/24", f"{self.v6}/64"])
 
     def service(self, name: str) -> Service:
-        """Start a service on this host; its cgroup ends in ``NAME.service``."""
+        """Start a service on this host; its cgroup ends in its ``unit``."""
         service = Service(self, name)
         self.lab.stack.callback(service.close)
         return service
@@ -135,10 +136,14 @@ class Host:
 
 
 class Lab:
-    """A context manager around everything that the lab makes; first removes what dead labs left."""
+    """A context manager around everything that the lab makes; first removes what dead labs left.
 
-    def __init__(self) -> None:
+    ``tag`` stands in the unit of each service, NAME``tag``.service: two labs of one machine are told apart by it.
+    """
+
+    def __init__(self, tag: str = "") -> None:
         sweep()
+        self.tag = tag
         self.name = lab_name(next(_numbers))
         self.hosts: dict[str, Host] = {}
         self._pid = os.getpid()

@@ -15,16 +15,16 @@ from typing import Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tidegate.identity.services import service_of
-
-OWN_SERVICE = service_of(Path("/proc/self/cgroup").read_text(encoding="ascii").rpartition("0::")[2].strip()).name
 PROGRAM = str(Path(sys.executable).with_name("tidegate"))
 
 
 class RunningAgent:
     """``tidegate run`` with a config of its own; a context manager that ends it."""
 
-    def __init__(self, directory: Path, port: int, *, interval: str = "100ms", extra: str = "") -> None:
+    def __init__(
+        self, directory: Path, port: int, *, interval: str = "100ms", extra: str = "", tag: str = ""
+    ) -> None:
+        self._ending = f"{tag}.service"
         self.directory, self.port = directory, port
         self.socket = directory / "control.sock"
         self.config = directory / "tidegate.yaml"
@@ -73,16 +73,17 @@ class RunningAgent:
     def values(self, metric: str) -> dict[tuple[str, ...], float]:
         """Return the samples of one metric by (service, role, endpoint, reason), of those that it has.
 
-        Without the service of this process: its own scrapes are connections too.
+        Of the lab's services alone, by their names without its tag: this process scrapes, and others have
+        traffic of their own.
         """
-        return {
-            tuple(
-                sample.labels[n] for n in ("service", "role", "endpoint", "reason") if n in sample.labels
-            ): sample.value
-            for family in text_string_to_metric_families(self.metrics())
-            for sample in family.samples
-            if sample.name == metric and sample.labels.get("service") != OWN_SERVICE
-        }
+        found = {}
+        for family in text_string_to_metric_families(self.metrics()):
+            for sample in family.samples:
+                service = sample.labels.get("service", "")
+                if sample.name == metric and service.endswith(self._ending):
+                    rest = [sample.labels[n] for n in ("role", "endpoint", "reason") if n in sample.labels]
+                    found[service.replace(self._ending, ".service"), *rest] = sample.value
+        return found
 
     def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the program against this agent."""
@@ -119,3 +120,9 @@ def loaded_programs() -> set[int]:
     """Return the ids of the tracing programs that are loaded on this machine."""
     listing = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, text=True, check=True)
     return {program["id"] for program in json.loads(listing.stdout) if program["type"] == "tracing"}
+
+
+def attached_programs() -> set[int]:
+    """Return the ids of the programs that are attached to typed tracepoints."""
+    listing = subprocess.run(["bpftool", "-j", "link", "list"], capture_output=True, text=True, check=True)
+    return {link["prog_id"] for link in json.loads(listing.stdout or "[]") if link["type"] == "raw_tracepoint"}

@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Self, TypeVar
 
+import msgspec
+
+from lab.lab import Lab
 from lab.results import Results
-from tidegate.measurement import Measurement
+from tidegate.measurement import Bounds, Measurement
 from tidegate.model.fields import Role
-from tidegate.model.snapshot import EndpointRow, View
+from tidegate.model.snapshot import EndpointRow, ServiceRow, View
+
+Row = TypeVar("Row", EndpointRow, ServiceRow)
 
 
 def rows(view: View, service: str, role: Role) -> dict[str, EndpointRow]:
@@ -17,7 +23,37 @@ def rows(view: View, service: str, role: Role) -> dict[str, EndpointRow]:
     return {row.endpoint: row for row in view.endpoints if (row.service, row.role) == (service, role)}
 
 
-def measure_until(measurement: Measurement, done: Callable[[View], bool], deadline: float = 20.0) -> View:
+class LabMeasurement:
+    """A measurement that shows one lab's services alone, by their names without the lab's tag.
+
+    What found no place in a row (``other``) is shown too. Other traffic of the machine goes on meanwhile.
+    """
+
+    def __init__(self, lab: Lab, bounds: Bounds) -> None:
+        self._ending = f"{lab.tag}.service"
+        self._measurement = Measurement(bounds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._measurement.close()
+
+    def measure(self) -> View:
+        """Measure once."""
+        view = self._measurement.measure()
+        endpoints = tuple(self._own(row) for row in view.endpoints if self._is_own(row.service))
+        services = tuple(self._own(row) for row in view.services if self._is_own(row.service))
+        return msgspec.structs.replace(view, endpoints=endpoints, services=services)
+
+    def _is_own(self, service: str) -> bool:
+        return service == "other" or service.endswith(self._ending)
+
+    def _own(self, row: Row) -> Row:
+        return msgspec.structs.replace(row, service=row.service.replace(self._ending, ".service"))
+
+
+def measure_until(measurement: LabMeasurement, done: Callable[[View], bool], deadline: float = 20.0) -> View:
     """Measure until a condition holds: the kernel closes the last sockets after the application has."""
     end = time.monotonic() + deadline
     while not done(view := measurement.measure()):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,5 +16,5 @@ ICMP = {"net.ipv4.icmp_ratelimit": "0", "net.ipv6.icmp.ratelimit": "0"}
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with Lab() as opened:
+    with Lab(f"-{os.getpid()}") as opened:
         yield opened

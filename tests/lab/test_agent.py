@@ -19,7 +19,7 @@ import pytest
 from lab.lab import Lab
 from lab.results import Plan, Step
 from lab.upstream import Behaviour
-from tests.lab.agent import PROGRAM, RunningAgent, command, loaded_programs, wait_until_unloaded
+from tests.lab.agent import PROGRAM, RunningAgent, attached_programs, command, loaded_programs, wait_until_unloaded
 
 pytestmark = pytest.mark.lab
 BPFFS = Path("/sys/fs/bpf")
@@ -33,8 +33,8 @@ def port() -> int:
 
 
 @pytest.fixture
-def agent(tmp_path: Path, port: int) -> Iterator[RunningAgent]:
-    with RunningAgent(tmp_path, port) as running:
+def agent(lab: Lab, tmp_path: Path, port: int) -> Iterator[RunningAgent]:
+    with RunningAgent(tmp_path, port, tag=lab.tag) as running:
         yield running
 
 
@@ -59,14 +59,12 @@ def test_metrics_and_top_show_the_labs_truth(lab: Lab, agent: RunningAgent) -> N
     agent.wait_for("closes", lambda: sum(agent.values("tidegate_tcp_open_connections").values()) == 10)
 
     snapshot = agent.snapshot()
-    (row,) = [
-        r for r in snapshot["endpoints"] if (r["service"], r["endpoint"]) == ("shop.service", "10.0.0.6:5006")
-    ]
+    (row,) = [r for r in snapshot["endpoints"] if (r["service"], r["endpoint"]) == (shop.unit, "10.0.0.6:5006")]
     assert (row["connects"], row["established"], row["open"], row["accepts"]) == (5, 5, 5, None)
     assert snapshot["disks"] is None
     text = agent.command("top", "--once", "--view", "endpoints", "--filter", "5002").stdout
     assert "refused 40" in text
-    assert text.count("shop.service") == 1
+    assert text.count(shop.unit) == 1
     promtool = subprocess.run(
         ["promtool", "check", "metrics"], input=agent.metrics(), text=True, capture_output=True, check=False
     )
@@ -92,14 +90,14 @@ def test_killed_under_load_and_started_again_counts_nothing_twice(lab: Lab, tmp_
     shop = lab.host("client", 16).service("shop")
     load = Plan((Step("10.0.0.6", 5000, 3000),), parallel=20)
     before = loaded_programs()
-    with RunningAgent(tmp_path, port) as first:
+    with RunningAgent(tmp_path, port, tag=lab.tag) as first:
         waiting = shop.begin(load)
         first.wait_for("load", lambda: sum(first.values("tidegate_tcp_connects_total").values()) > 100)
         first.process.kill()
         first.process.wait()
     waiting()
     wait_until_unloaded(before)  # the kernel took them with the process
-    with RunningAgent(tmp_path, port) as second:
+    with RunningAgent(tmp_path, port, tag=lab.tag) as second:
         assert second.values("tidegate_tcp_connects_total") == {}
         shop.generate(load)
         second.wait_for("all", lambda: sum(second.values("tidegate_tcp_connects_total").values()) >= 3000)
@@ -229,21 +227,21 @@ def test_top_measures_by_itself_where_no_agent_runs(lab: Lab, tmp_path: Path) ->
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)
     shop = lab.host("client", 16).service("shop")
-    before = loaded_programs()
+    before = attached_programs()
     top = subprocess.Popen(
         [PROGRAM, "top", "--once", "--json", "-d", "2", "--socket", str(tmp_path / "none")],
         stdout=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 10
-    while len(loaded_programs() - before) < 5:
+    while len(attached_programs() - before) < 5:
         assert time.monotonic() < deadline
     shop.generate(Plan((Step("10.0.0.6", 5000, 50),)))
     output, _ = top.communicate(timeout=20)
     connects = {
         (r["service"], r["endpoint"]): r["connects"] for r in json.loads(output)["endpoints"] if r["connects"]
     }
-    assert connects == {("shop.service", "10.0.0.6:5000"): 50}
+    assert connects[shop.unit, "10.0.0.6:5000"] == 50
 
 
 def test_top_refreshes_a_terminal_and_gives_it_back(agent: RunningAgent) -> None:

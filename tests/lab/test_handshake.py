@@ -8,8 +8,8 @@ import pytest
 from lab.lab import Lab
 from lab.results import Plan, Step
 from lab.upstream import Behaviour
-from tests.lab.agreement import assert_client_agrees, rows
-from tidegate.measurement import Bounds, Measurement
+from tests.lab.agreement import LabMeasurement, assert_client_agrees, rows
+from tidegate.measurement import Bounds
 from tidegate.model.fields import Role
 
 pytestmark = pytest.mark.lab
@@ -22,7 +22,7 @@ def test_percentiles_are_within_ten_percent_of_the_generators_clock(lab: Lab, ad
     inventory.service("inventory_service").upstream({5000: Behaviour.ACCEPT})
     lab.slow_path(inventory, client, LOW, HIGH)
     shop = client.service("shop")
-    with Measurement(Bounds()) as measurement:
+    with LabMeasurement(lab, Bounds()) as measurement:
         counted = shop.generate(Plan((Step(address, 5000, COUNT),), parallel=8))
         view = measurement.measure()
         assert_client_agrees(view, "shop.service", counted)

@@ -10,10 +10,17 @@ import pytest
 from lab.lab import Lab, Service
 from lab.results import Plan, Results, Step
 from lab.upstream import Behaviour
-from tests.lab.agreement import assert_client_agrees, assert_server_agrees, measure_until, rows, settled
+from tests.lab.agreement import (
+    LabMeasurement,
+    assert_client_agrees,
+    assert_server_agrees,
+    measure_until,
+    rows,
+    settled,
+)
 from tests.lab.conftest import ICMP
 from tidegate.kernel.objects import BpfObject
-from tidegate.measurement import Bounds, Measurement
+from tidegate.measurement import Bounds
 from tidegate.model.fields import Role
 from tidegate.signals.tcp import FAILURES, Counter, TcpSignal
 
@@ -56,7 +63,7 @@ def test_ten_thousand_mixed_connections_agree_exactly(lab: Lab) -> None:
     addresses = ["10.0.0.6", "fd00::6", "10.0.0.5", "fd00::5", "10.0.0.7", "fd00::7"]
     steps = [step for address in addresses for step in mixed(address, 490)]
     steps += [Step("10.0.0.6", ACCEPT, 100, mapped=True), Step("10.0.0.6", REFUSE, 20, mapped=True)]
-    with Measurement(Bounds()) as measurement:
+    with LabMeasurement(lab, Bounds()) as measurement:
         waiting = [
             service.begin(Plan(tuple(steps), parallel=150, seed=seed))
             for seed, service in enumerate((shop, billing))
@@ -98,7 +105,7 @@ def test_exhausted_ports_are_told_from_all_else(lab: Lab, address: str) -> None:
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)
     client = lab.host("small", 16, {"net.ipv4.ip_local_port_range": "40000 40003"}).service("shop")
-    with Measurement(Bounds()) as measurement:
+    with LabMeasurement(lab, Bounds()) as measurement:
         counted = exhausted(client, address)
         outcomes = {e: r.outcomes for e, r in counted.endpoints.items()}
         assert sorted(map(sorted, (o.items() for o in outcomes.values()))) == [
@@ -113,7 +120,7 @@ def test_bound_port_that_is_taken_counts_as_exhausted(lab: Lab) -> None:
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)
     client = lab.host("client", 16).service("shop")
-    with Measurement(Bounds()) as measurement:
+    with LabMeasurement(lab, Bounds()) as measurement:
         counted = client.generate(Plan((Step("10.0.0.6", HOLD, 3, hold=True, bind=41000),), parallel=1))
         assert counted.endpoints["10.0.0.6:5006"].outcomes == {"ok": 1, "ports_exhausted": 2}
         view = measure_until(measurement, lambda v: sum(row.open for row in v.endpoints) == 2)
@@ -124,7 +131,7 @@ def test_a_table_of_half_the_size_puts_the_rest_on_other(lab: Lab) -> None:
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(dict.fromkeys(range(6000, 6128), Behaviour.ACCEPT))
     client = lab.host("client", 16).service("shop")
-    with Measurement(Bounds(kernel_rows=128)) as measurement:
+    with LabMeasurement(lab, Bounds(kernel_rows=128)) as measurement:
         counted = client.generate(Plan(tuple(Step("10.0.0.6", port, 5) for port in range(6000, 6128))))
         view = measure_until(measurement, settled)
         seen = sum(result.connects for result in counted.endpoints.values())
@@ -147,7 +154,7 @@ def test_the_cgroup_is_the_socket_creators_also_when_it_is_gone(lab: Lab) -> Non
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)
     host = lab.host("client", 16)
-    with Measurement(Bounds()) as measurement:
+    with LabMeasurement(lab, Bounds()) as measurement:
         job = host.service("short-job")
         counted = job.generate(Plan((Step("10.0.0.6", ACCEPT, 7),)))
         job.close()
@@ -160,7 +167,7 @@ def test_connections_past_the_table_of_sockets_are_a_loss_and_in_no_row(lab: Lab
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)
     client = lab.host("client", 16).service("shop")
-    with Measurement(Bounds(sockets=64)) as measurement:
+    with LabMeasurement(lab, Bounds(sockets=64)) as measurement:
         counted = client.generate(Plan((Step("10.0.0.6", HOLD, 100, hold=True),)))
         view = measurement.measure()
         followed = sum(row.open for row in view.endpoints)
@@ -203,7 +210,7 @@ def test_a_service_may_have_any_name(lab: Lab) -> None:
     lab.host("inventory", 6).service("inventory_service").upstream(PORTS)
     host = lab.host("client", 16)
     name = os.fsdecode(b'\xff"shop\\ \xc3\xa9')
-    with Measurement(Bounds()) as measurement:
+    with LabMeasurement(lab, Bounds()) as measurement:
         counted = host.service(name).generate(Plan((Step("10.0.0.6", ACCEPT, 3),)))
         view = measure_until(measurement, settled)
         assert_client_agrees(view, '\\xff"shop\\ é.service', counted)

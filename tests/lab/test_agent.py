@@ -19,7 +19,7 @@ import pytest
 from lab.lab import Lab
 from lab.results import Plan, Step
 from lab.upstream import Behaviour
-from tests.lab.agent import PROGRAM, RunningAgent, attached_programs, command, loaded_programs, wait_until_unloaded
+from tests.lab.agent import PROGRAM, RunningAgent, attached_links, command, loaded_programs, wait_until_unloaded
 
 pytestmark = pytest.mark.lab
 BPFFS = Path("/sys/fs/bpf")
@@ -227,14 +227,13 @@ def test_top_measures_by_itself_where_no_agent_runs(lab: Lab, tmp_path: Path) ->
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)
     shop = lab.host("client", 16).service("shop")
-    before = attached_programs()
     top = subprocess.Popen(
         [PROGRAM, "top", "--once", "--json", "-d", "2", "--socket", str(tmp_path / "none")],
         stdout=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 10
-    while len(attached_programs() - before) < 5:
+    while attached_links(top.pid) < 5:
         assert time.monotonic() < deadline
     shop.generate(Plan((Step("10.0.0.6", 5000, 50),)))
     output, _ = top.communicate(timeout=20)

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.unit
         ("/system.slice/nginx.service", "nginx.service"),
         ("/system.slice/docker.service/init", "docker.service"),
         ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
+        ("/system.slice/delegated.service/own.service/own.scope", "delegated.service"),
         ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
         ("/user.slice/user-1000.slice/user@1000.service/app.slice/shell.service", "shell.service"),
         ("/user.slice/user-1000.slice/user@1000.service/init.scope", "user@1000.service"),

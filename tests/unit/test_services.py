@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 
 from tidegate.identity.cgroups import Services, decode_event, text_of, walk
 from tidegate.identity.services import Service, service_of
+from tidegate.identity.workload import Kind, Workload
 from tidegate.kernel.layouts import CgroupChange
 
 pytestmark = pytest.mark.unit
+
+ID = "f0d6c251b55ac04d5f83473d93d4fb1184c94894f133f7568a8b9657adeaf413"
+SCOPE = f"/system.slice/docker-{ID}.scope"
 
 
 @pytest.mark.parametrize(
@@ -92,3 +96,142 @@ def test_rescan_finds_what_lost_events_would_have_told() -> None:
     services.rescan()
     assert services.of(2) == Service("old.service")
     assert services.of(3) == Service("new.service")
+
+
+def test_a_unit_that_is_started_again_is_the_same_service() -> None:
+    services = Services(lambda: [(1, "/"), (2, "/system.slice/web.service")])
+    services.apply([removed(2, "/system.slice/web.service"), made(3, "/system.slice/web.service")])
+    assert services.of(2) == services.of(3) == Service("web.service")
+
+
+def test_an_id_that_comes_again_is_what_it_is_now() -> None:
+    services = Services(lambda: [(1, "/")])
+    services.apply([made(2, "/a.service"), removed(2, "/a.service"), made(2, "/b.service")])
+    assert services.of(2) == Service("b.service")
+    services.apply([removed(2, "/b.service")])
+    assert services.of(2) == Service("b.service")
+
+
+def made(id_: int, path: str) -> bytes:
+    return event(id_, CgroupChange.MADE, path.encode())
+
+
+def removed(id_: int, path: str) -> bytes:
+    return event(id_, CgroupChange.REMOVED, path.encode())
+
+
+class Engine:
+    """Stands for an engine's files: names by container id, and who was asked for."""
+
+    def __init__(self, **names: str) -> None:
+        self.names = names
+        self.asked: list[str] = []
+        self.now = 0.0
+
+    def name_of(self, workload: Workload) -> str:
+        assert workload.kind is Kind.CONTAINER
+        self.asked.append(workload.container_id)
+        return self.names.get(workload.container_id, "")
+
+    def services(self, *paths: str) -> Services:
+        return Services(lambda: list(enumerate(paths, 1)), self.name_of, lambda: self.now)
+
+
+def test_container_that_is_there_at_the_start_has_its_name_at_once() -> None:
+    engine = Engine(**{ID: "web"})
+    services = engine.services(
+        "/", SCOPE, f"{SCOPE}/init.scope", "/system.slice/a.service", f"/kubepods/pod{ID[:32]}/{ID}"
+    )
+    assert [services.of(id_) for id_ in (2, 3, 4)] == [Service("web"), Service("web"), Service("a.service")]
+    assert services.of(5) == Service(f"pod/{ID[:32]}", ID[:12])
+    assert engine.asked == [ID]
+
+
+def test_container_that_is_made_has_its_name_at_once() -> None:
+    engine = Engine(**{ID: "web"})
+    services = engine.services("/")
+    services.apply([made(2, SCOPE)])
+    services.apply([made(3, f"{SCOPE}/init.scope")])
+    assert services.of(2) == services.of(3) == Service("web")
+    services.of(4)
+    assert engine.asked == [ID]
+
+
+def test_container_that_is_gone_before_the_next_look_has_its_name() -> None:
+    services = Engine(**{ID: "web"}).services("/")
+    services.apply([made(2, SCOPE), removed(2, SCOPE)])
+    assert services.of(2) == Service("web")
+
+
+def test_container_of_which_only_the_end_was_seen_has_its_name() -> None:
+    services = Engine(**{ID: "web"}).services("/")
+    services.apply([removed(2, SCOPE)])
+    assert services.of(2) == Service("web")
+
+
+def test_name_that_comes_late_is_found() -> None:
+    engine = Engine()
+    services = engine.services("/", SCOPE)
+    services.apply([made(3, f"{SCOPE}/a"), made(4, f"{SCOPE}/b"), removed(4, f"{SCOPE}/b")])
+    assert services.of(2) == services.of(4) == Service("docker/f0d6c251b55a")
+    engine.names[ID] = "web"
+    services.apply([])
+    assert [services.of(id_) for id_ in (2, 3, 4)] == [Service("web")] * 3
+
+
+def test_name_that_never_comes_is_no_longer_asked_for_after_a_minute() -> None:
+    engine = Engine()
+    services = engine.services("/", SCOPE)
+    for _ in range(200):
+        engine.now += 1
+        services.apply([])
+    assert 50 < len(engine.asked) < 70
+
+
+def test_name_of_a_container_that_is_gone_is_no_longer_asked_for() -> None:
+    engine = Engine()
+    services = engine.services("/", SCOPE)
+    services.apply([removed(2, SCOPE)])
+    before = len(engine.asked)
+    services.apply([])
+    assert len(engine.asked) == before
+
+
+def test_container_that_is_started_again_may_have_another_name() -> None:
+    engine = Engine(**{ID: "web"})
+    services = engine.services("/", SCOPE, f"{SCOPE}/a")
+    engine.names[ID] = "shop"
+    services.apply([removed(3, f"{SCOPE}/a"), made(4, f"{SCOPE}/b")])
+    assert services.of(4) == Service("web")
+    services.apply([removed(4, f"{SCOPE}/b"), removed(2, SCOPE), made(5, SCOPE)])
+    assert services.of(2) == Service("web")
+    assert services.of(5) == Service("shop")
+
+
+def test_names_survive_a_rescan() -> None:
+    engine = Engine(**{ID: "web"})
+    services = engine.services("/", SCOPE)
+    services.rescan()
+    assert services.of(2) == Service("web")
+    assert engine.asked == [ID]
+
+
+def test_new_containers_are_asked_for_before_nameless_ones() -> None:
+    engine = Engine(**{ID: "web"})
+    services = engine.services("/", *(f"/docker/{id_:064x}" for id_ in range(1000)))
+    services.apply([made(2000, SCOPE)])
+    assert services.of(2000) == Service("web")
+
+
+def test_what_is_kept_of_containers_that_come_and_go_is_bounded() -> None:
+    engine = Engine(**{f"{id_:064x}": "x" for id_ in range(0, 15_000, 2)})
+    services = engine.services("/")
+    for batch in range(100, 15_100, 500):
+        events = []
+        for id_ in range(batch, batch + 500):
+            path = f"/docker/{id_:064x}"
+            events += [made(id_, path), *([removed(id_, path)] if id_ % 3 else [])]
+        services.apply(events)
+    tables = {name: len(table) for name, table in vars(services).items() if isinstance(table, dict)}
+    assert tables.pop("_here") == 5000 + 1
+    assert max(tables.values()) <= 4096

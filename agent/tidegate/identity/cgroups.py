@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from tidegate.identity.services import Service, service_of
+from tidegate.identity.services import Service, service
+from tidegate.identity.workload import Kind, Workload, workload_of
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import RingBuffer
 from tidegate.kernel.objects import BpfObject, map_health
@@ -16,6 +19,10 @@ from tidegate.model.snapshot import MapHealth
 
 _HEAD = layouts.CGROUP_EVENT.size - layouts.CgroupLimit.CGROUP_PATH_MAX
 _GONE_KEPT = 4096
+_NAMES_KEPT = 4096
+#: A container's name is looked for again and again for so long, in seconds, and so many names at a time.
+_NAME_AWAITED = 60.0
+_NAMES_AT_A_TIME = 64
 
 
 def text_of(name: bytes) -> str:
@@ -54,44 +61,109 @@ def walk(root: Path) -> Iterator[tuple[int, str]]:
             yield entry.inode(), text_of(below)
 
 
+def _no_name(_: Workload) -> str:
+    return ""
+
+
 class Services:
     """The service of each cgroup id; knows every cgroup that lived since the start, however shortly.
 
     ``walk`` gives the cgroups that are there. A cgroup that is gone keeps its name while it is among the last
-    4,096 that went: its sockets may outlive it.
+    4,096 that went: its sockets may outlive it. ``name_of`` says what a container is called, or an empty string;
+    as engines may write that down after the cgroup is made, it is asked again while the container is younger
+    than a minute, and until then the container goes by its id. ``clock`` is monotonic seconds.
     """
 
-    def __init__(self, walk: Callable[[], Iterable[tuple[int, str]]]) -> None:
+    def __init__(
+        self,
+        walk: Callable[[], Iterable[tuple[int, str]]],
+        name_of: Callable[[Workload], str] = _no_name,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._walk = walk
+        self._name_of = name_of
+        self._clock = clock
         self._here: dict[int, Service] = {}
         self._gone: dict[int, Service] = {}
+        self._names: dict[str, str] = {}
+        self._unasked: dict[str, Workload] = {}
+        self._nameless: dict[str, tuple[Workload, float]] = {}
         self.rescan()
 
     def rescan(self) -> None:
         """Read all cgroups anew: at the start, and after events were lost."""
-        here = {id_: service_of(path) for id_, path in self._walk()}
+        here = {id_: self._service(path) for id_, path in self._walk()}
         for id_ in self._here.keys() - here.keys():
             self._retire(id_)
         self._here = here
+        self._find_names(len(self._unasked))
 
     def apply(self, events: Iterable[bytes]) -> None:
-        """Take cgroups that appeared or went, as the kernel reported them."""
+        """Take cgroups that appeared or went, as the kernel reported them, and look for names still unknown."""
         for record in events:
             id_, change, path = decode_event(record)
             if change is layouts.CgroupChange.REMOVED:
-                self._here.setdefault(id_, service_of(path))
+                if id_ not in self._here:
+                    self._here[id_] = self._service(path)
                 self._retire(id_)
+                self._forget_name(path)
             else:
-                self._here[id_] = service_of(path)
+                self._gone.pop(id_, None)
+                self._here[id_] = self._service(path)
+        self._find_names(_NAMES_AT_A_TIME)
 
     def of(self, cgroup: int) -> Service:
         """Return the service of a cgroup id; one that nobody knows is named by its number."""
         return self._here.get(cgroup) or self._gone.get(cgroup) or Service(f"cgroup:{cgroup}")
 
+    def _service(self, path: str) -> Service:
+        workload = workload_of(path)
+        if workload.kind is not Kind.CONTAINER:
+            return service(workload)
+        id_ = workload.container_id
+        name = self._names.get(id_, "")
+        if not name and id_ not in self._nameless:
+            self._unasked[id_] = workload
+        return service(workload, name)
+
+    def _find_names(self, limit: int) -> None:
+        """Ask for at most ``limit`` names, first for those that were never asked for."""
+        now = self._clock()
+        asked = [(workload, now + _NAME_AWAITED) for workload in islice(self._unasked.values(), limit)]
+        asked += islice(self._nameless.values(), limit - len(asked))
+        renamed: dict[Service, Service] = {}
+        for workload, until in asked:
+            id_ = workload.container_id
+            self._unasked.pop(id_, None)
+            self._nameless.pop(id_, None)
+            name = self._name_of(workload)
+            if name:
+                self._names[id_] = name
+                renamed[service(workload)] = service(workload, name)
+            elif now < until:
+                self._nameless[id_] = (workload, until)
+        for table in (self._unasked, self._nameless, self._names):
+            _drop_oldest(table, _NAMES_KEPT)
+        if renamed:
+            for services in (self._here, self._gone):
+                services.update({id_: renamed[known] for id_, known in services.items() if known in renamed})
+
+    def _forget_name(self, path: str) -> None:
+        """Drop what is known of a container whose own cgroup went: it may come back under another name."""
+        id_ = workload_of(path).container_id
+        if id_ and workload_of(path.rpartition("/")[0]).container_id != id_:
+            self._names.pop(id_, None)
+            self._nameless.pop(id_, None)
+
     def _retire(self, id_: int) -> None:
         self._gone[id_] = self._here.pop(id_)
-        while len(self._gone) > _GONE_KEPT:
-            del self._gone[next(iter(self._gone))]
+        _drop_oldest(self._gone, _GONE_KEPT)
+
+
+def _drop_oldest(table: dict[Any, Any], keep: int) -> None:
+    """Shorten a table to ``keep`` entries; a dict has its oldest first."""
+    while len(table) > keep:
+        del table[next(iter(table))]
 
 
 class CgroupWatch:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent on other kernels: every object loads and is attached, or the doctor says why not; counts are exact."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.vm import initramfs
+from tests.vm.kernels import SUITES, KernelUnavailableError, kernel
+from tests.vm.machine import DEADLINE, QEMU, GuestError, boot
+from tests.vm.report import ObjectReport, Report
+from tests.vm.traffic import ABORTED, ESTABLISHED, EXHAUSTED, REFUSED
+from tidegate.kernel.objects import OBJECTS
+from tidegate.model.feature import Feature, State
+
+# Fetching a kernel and booting it count to the first test that needs them.
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(DEADLINE + 600)]
+
+
+def image_of(suite: str) -> Path:
+    """Return a kernel to boot, or skip."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"boots kernels of amd64 with this machine's Python, which is {platform.machine()}")
+    if not shutil.which(QEMU):
+        pytest.skip(f"{QEMU} is not installed: apt-get install qemu-system-x86")
+    try:
+        return kernel(suite)
+    except KernelUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=list(SUITES))
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def image(suite: str) -> Path:
+    return image_of(suite)
+
+
+@pytest.fixture(scope="module")
+def root_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    archive = tmp_path_factory.mktemp("vm") / "initramfs.cpio"
+    initramfs.build(archive)
+    return archive
+
+
+@pytest.fixture(scope="module")
+def report(suite: str, image: Path, root_files: Path) -> Report:
+    found = boot(image, root_files)
+    assert found.kernel.startswith(SUITES[suite])
+    return found
+
+
+def test_every_object_is_attached_or_the_doctor_says_why_not(report: Report) -> None:
+    assert [each.name for each in report.objects] == sorted(
+        path.name.removesuffix(".bpf.o") for path in OBJECTS.glob("*.bpf.o")
+    )
+    unexplained = [str(each) for each in report.objects if not each.works and not explanation(each, report.doctor)]
+    assert not unexplained, "\n".join([report.kernel, *unexplained])
+
+
+def explanation(refused: ObjectReport, doctor: list[Feature]) -> str:
+    """Return what the doctor says of an object of which not all works."""
+    return "; ".join(f.reason for f in doctor if f.name == f"programs:{refused.name}" and f.state is not State.OK)
+
+
+def test_doctor_gives_reason_and_remedy_for_what_is_not_ok(report: Report) -> None:
+    assert {f.name for f in report.doctor} >= {"privilege", "btf", "cgroup2"}
+    for feature in report.doctor:
+        assert feature.state is State.OK or (feature.reason and feature.remedy), feature
+    unavailable = any(feature.state is State.UNAVAILABLE for feature in report.doctor)
+    assert report.doctor_exit == (3 if unavailable else 0)
+
+
+def test_counts_are_those_of_the_programs_that_connect(report: Report) -> None:
+    assert report.measured is not None, report.refusal
+    assert report.measured == report.counted
+    assert not any(report.losses.values()), report.losses
+
+
+def test_traffic_is_what_it_is_meant_to_be(report: Report) -> None:
+    clients = [count for name, count in report.counted.items() if " client " in name]
+    failures = {reason: n for count in clients for reason, n in count.failures.items()}
+    assert failures == {"refused": REFUSED, "timeout": 1, "aborted": ABORTED, "ports_exhausted": EXHAUSTED}
+    assert sum(count.established for count in clients) > ESTABLISHED
+    assert sum(count.connects for count in clients) == sum(
+        count.established + sum(count.failures.values()) for count in clients
+    )
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """Root files without an init."""
+    archive = tmp_path / "empty.cpio"
+    with archive.open("wb") as output:
+        initramfs.Archive(output).end()
+    return archive
+
+
+def test_guest_that_dies_has_its_console_shown(empty: Path) -> None:
+    with pytest.raises(GuestError, match=r"(?s)powered off without a report.*Kernel panic - not syncing"):
+        boot(image_of("bookworm"), empty)
+
+
+def test_guest_that_hangs_is_ended(empty: Path) -> None:
+    with pytest.raises(GuestError, match="not done after 1 s and was ended"):
+        boot(image_of("bookworm"), empty, deadline=1)

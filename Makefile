@@ -4,6 +4,8 @@ SHELL := /bin/bash
 
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables openssl prometheus \
             python3 python3-dev python3-venv
+# What the tests alone need: other kernels are fetched and booted.
+TEST_PACKAGES := qemu-system-x86 debian-archive-keyring
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,16 +16,21 @@ C_FILES := bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcard tests/ke
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 
-.PHONY: help setup packages build run test unit lint format layouts lab bench clean
+.PHONY: help setup packages build run test test-kernels unit lint format layouts lab bench clean
 
 help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 run: setup ## the live view of this machine, metrics on 127.0.0.1:19469/metrics (root)
 	@exec $(BIN)/tidegate run --view
 
 test: setup lint ## everything that this machine can test (root)
 	@$(BIN)/pytest
+
+test-kernels: setup ## boot other kernels under emulation and try the agent there (root)
+	@$(BIN)/pytest -m vm
+
+test test-kernels: PACKAGES += $(TEST_PACKAGES)
 
 unit: setup ## the tests that need no privilege
 	@$(BIN)/pytest -m unit

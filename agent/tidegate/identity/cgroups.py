@@ -70,8 +70,8 @@ class Services:
 
     ``walk`` gives the cgroups that are there. A cgroup that is gone keeps its name while it is among the last
     4,096 that went: its sockets may outlive it. ``name_of`` says what a container is called, or an empty string;
-    as engines may write that down after the cgroup is made, it is asked again while the container is younger
-    than a minute, and until then the container goes by its id. ``clock`` is monotonic seconds.
+    as engines may write that down after the cgroup is made, it is asked again with each ``apply`` for a minute,
+    and until then the container goes by its id. ``clock`` is monotonic seconds.
     """
 
     def __init__(

@@ -42,9 +42,8 @@ class ContainerNames:
     """What Docker, podman and nerdctl call their containers.
 
     ``docker`` is the directory ``containers`` of its data root, ``podman`` ``overlay-containers`` of its storage,
-    ``nerdctl`` its data root. Only root's own engines are read: a user could name a container like another's.
-    A file that is missing, unreadable, too large or garbled gives no name; none is followed if it is a link, and
-    none is waited for.
+    ``nerdctl`` its data root. Only root's own engines are read: a user's home may be on a file system that hangs.
+    A file that is missing, unreadable, too large, garbled, a link or not a plain file gives no name.
     """
 
     def __init__(self, docker: Path, podman: Path, nerdctl: Path) -> None:

@@ -2,7 +2,7 @@
 """What a cgroup path says of who runs there: pod, container, machine, systemd unit; pure.
 
 The shapes are those that runc and crun give to containers (cgroup drivers ``systemd`` and ``cgroupfs``) and the
-kubelet to pods; how systemd names cgroups is in its CGROUP_DELEGATION document and ``cg_escape()``.
+kubelet to pods; how systemd names cgroups is in its ``cg_escape()``, CGROUP_DELEGATION.md says whose they are.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@
 enum histogram *histogram;
 enum tcp_role *tcp_role;
 enum tcp_failure *tcp_failure;
+enum tcp_closer *tcp_closer;
+enum tcp_retransmit *tcp_retransmit;
+enum tcp_reset *tcp_reset;
 enum tcp_loss *tcp_loss;
 enum cgroup_change *cgroup_change;
 enum cgroup_limit *cgroup_limit;

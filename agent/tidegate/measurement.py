@@ -16,8 +16,8 @@ from tidegate.identity.cgroups import CgroupWatch, Services, walk
 from tidegate.kernel.objects import Program
 from tidegate.kernel.probe import Host, node, probe
 from tidegate.model.snapshot import Health, View
-from tidegate.signals.tcp import FIELDS as TCP_FIELDS
 from tidegate.signals.tcp import TcpSignal
+from tidegate.signals.tcp_fields import FIELDS as TCP_FIELDS
 from tidegate.totals import Sample, Totals
 
 FIELDS = TCP_FIELDS

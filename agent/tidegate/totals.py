@@ -11,7 +11,7 @@ from tidegate.identity.services import OTHER, Service
 from tidegate.model import histogram
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
-from tidegate.signals.tcp import Counter
+from tidegate.signals.tcp_fields import Counter
 
 OTHER_ENDPOINT = "other"
 
@@ -40,8 +40,9 @@ class Row(NamedTuple):
 
     @property
     def open(self) -> int:
-        """Connections that are established and not closed."""
-        return self.counters[Counter.ESTABLISHED] - self.counters[Counter.CLOSED]
+        """Connections that are established, or were before the agent's start, and not closed."""
+        counters = self.counters
+        return counters[Counter.ESTABLISHED] + counters[Counter.ADOPTED] - counters[Counter.CLOSED]
 
 
 Sample = Mapping[RowKey, Row]

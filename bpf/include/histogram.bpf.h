@@ -21,7 +21,8 @@ static __always_inline __u32 log2_u64(__u64 v)
 	return r;
 }
 
-static __always_inline __u32 histogram_slot(__u64 value, __u32 shift)
+/* Not static: so the verifier goes through its branches once, and not once for each path that leads here. */
+__noinline __u32 histogram_slot(__u64 value, __u32 shift, __u32 slots)
 {
 	__u64 v = value >> shift;
 
@@ -32,16 +33,16 @@ static __always_inline __u32 histogram_slot(__u64 value, __u32 shift)
 	__u32 slot =
 	    ((excess + 1) << HISTOGRAM_SUBSLOT_BITS) + ((v >> excess) & ((1 << HISTOGRAM_SUBSLOT_BITS) - 1));
 
-	return slot < HISTOGRAM_SLOTS ? slot : HISTOGRAM_SLOTS - 1;
+	return slot < slots ? slot : slots - 1;
 }
 
-static __always_inline void histogram_add(__u32 *slots, __u64 value, __u32 shift)
+static __always_inline void histogram_add(__u32 *histogram, __u64 value, __u32 shift, __u32 slots)
 {
-	__u32 slot = histogram_slot(value, shift);
+	__u32 slot = histogram_slot(value, shift, slots);
 
 	barrier_var(slot); /* the verifier has to see the comparison on the register that is used */
-	if (slot < HISTOGRAM_SLOTS)
-		__sync_fetch_and_add(&slots[slot], 1);
+	if (slot < slots)
+		__sync_fetch_and_add(&histogram[slot], 1);
 }
 
 #endif

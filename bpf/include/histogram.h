@@ -11,8 +11,13 @@
 
 enum histogram {
 	HISTOGRAM_SUBSLOT_BITS = 3,
-	HISTOGRAM_SLOTS = 200, /* 27 powers of two above the shift */
-	HANDSHAKE_SHIFT = 10,  /* units of 1,024 ns: 1 us to 137 s */
+	/* each in ns: the shift, and eight slots for each power of two above it */
+	HANDSHAKE_SHIFT = 10, /* 1 us to 137 s */
+	HANDSHAKE_SLOTS = 200,
+	DURATION_SHIFT = 16, /* 66 us to 78 hours */
+	DURATION_SLOTS = 240,
+	RTT_SHIFT = 10, /* 1 us to 34 s */
+	RTT_SLOTS = 184,
 };
 
 #endif

@@ -43,6 +43,8 @@ struct sock_common {
 	__be16 skc_dport;
 	__u16 skc_num;
 	__u16 skc_family;
+	volatile unsigned char skc_state;
+	unsigned long skc_flags;
 	struct in6_addr skc_v6_daddr;
 };
 
@@ -63,8 +65,32 @@ struct sock_exterr_skb { /* in sk_buff.cb of an error queue */
 	struct sock_extended_err ee;
 };
 
+struct qspinlock {
+	union {
+		struct {
+			int counter;
+		} val;
+	};
+};
+
+struct raw_spinlock {
+	struct qspinlock raw_lock;
+};
+
+struct spinlock { /* not of a kernel with PREEMPT_RT */
+	union {
+		struct raw_spinlock rlock;
+	};
+};
+
+typedef struct {
+	struct spinlock slock;
+	int owned;
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	int sk_err;
@@ -79,13 +105,39 @@ struct inet_sock {
 };
 
 struct inet_connection_sock {
+	__u8 icsk_ca_state : 5;
 	__u8 icsk_retransmits;
+	__u8 icsk_pending;
 };
 
 struct tcp_sock {
 	__u32 segs_in;
 	__u32 segs_out;
 	__u64 bytes_received;
+	__u64 bytes_sent; /* payload, retransmits included */
+	__u64 bytes_retrans;
+	__u64 bytes_acked;
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 srtt_us; /* eight times the smoothed round-trip time */
+	__u32 total_retrans;
+	__u64 tcp_clock_cache; /* CLOCK_MONOTONIC in ns when the segment at hand came in */
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	void *key;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
 };
 
 #pragma clang attribute pop
@@ -99,9 +151,25 @@ enum tcp_state {
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
 	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
 	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
 	TCP_LAST_ACK = 9,
 	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
+};
+
+/* include/net/sock.h, enum sock_flags: bits of skc_flags */
+enum sock_flag {
+	SOCK_DEAD = 0, /* no process has the socket any more */
+	SOCK_DONE = 1, /* the peer's FIN has come */
+};
+
+/* include/net/tcp.h and include/net/inet_connection_sock.h */
+enum {
+	TCP_CA_RECOVERY = 3,
+	TCP_CA_LOSS = 4,
+	ICSK_TIME_LOSS_PROBE = 5,
 };
 
 #endif

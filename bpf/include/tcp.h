@@ -27,12 +27,41 @@ enum tcp_failure {
 	TCP_FAILURE_COUNT = 8,
 };
 
+/* Who ended an established connection: sent the first FIN or a reset, or nobody did and the kernel lost
+ * patience.
+ */
+enum tcp_closer {
+	TCP_CLOSER_LOCAL = 0,
+	TCP_CLOSER_REMOTE = 1,
+	TCP_CLOSER_TIMEOUT = 2,
+	TCP_CLOSER_COUNT = 3,
+};
+
+/* What made the kernel send a segment again: no answer to a SYN or SYN-ACK, acknowledgements that tell of a
+ * loss, the retransmission timer, or a tail loss probe.
+ */
+enum tcp_retransmit {
+	TCP_RETRANSMIT_SYN = 0,
+	TCP_RETRANSMIT_SYNACK = 1,
+	TCP_RETRANSMIT_FAST = 2,
+	TCP_RETRANSMIT_TIMEOUT = 3,
+	TCP_RETRANSMIT_PROBE = 4,
+	TCP_RETRANSMIT_COUNT = 5,
+};
+
+enum tcp_reset {
+	TCP_RESET_SENT = 0,
+	TCP_RESET_RECEIVED = 1,
+	TCP_RESET_COUNT = 2,
+};
+
 /* What the programs had to leave out, by index in tcp_losses. */
 enum tcp_loss {
-	TCP_LOSS_ROWS_FULL = 0, /* events that went to tcp_other because the table took no new row */
-	TCP_LOSS_UNTRACKED = 1, /* connections that found no place in tcp_sockets: in no row */
-	TCP_LOSS_LATE = 2,      /* changes of state that no program saw, made up for at the socket's next */
-	TCP_LOSS_COUNT = 3,
+	TCP_LOSS_ROWS_FULL = 0,          /* events that went to tcp_other because the table took no new row */
+	TCP_LOSS_UNTRACKED = 1,          /* connections that found no place in tcp_sockets: in no row */
+	TCP_LOSS_LATE = 2,               /* changes of state that no program saw, made up for later */
+	TCP_LOSS_RETRANSMITS_UNSEEN = 3, /* retransmits that no program saw: counted, their kind is a guess */
+	TCP_LOSS_COUNT = 4,
 };
 
 /* The listening side of a connection: the remote address for a client; only the local port for a
@@ -50,10 +79,23 @@ struct tcp_key {
 struct tcp_counts {
 	__u64 connects;
 	__u64 established;
-	__u64 closed; /* of the established: shut down both ways by the service, or ended */
+	__u64 adopted; /* were open before the programs were attached */
+	__u64 closed;  /* of both: shut down both ways by the service, or ended */
 	__u64 failures[TCP_FAILURE_COUNT];
-	__u64 handshake_ns;               /* sum over the histogram */
-	__u32 handshake[HISTOGRAM_SLOTS]; /* client: SYN sent to established */
+	__u64 closes[TCP_CLOSER_COUNT];
+	__u64 retransmits[TCP_RETRANSMIT_COUNT]; /* segments */
+	__u64 resets[TCP_RESET_COUNT];
+	__u64 sent_bytes;        /* payload, each byte once */
+	__u64 received_bytes;    /* payload, in order */
+	__u64 segments_sent;     /* all that the socket sent, retransmits included */
+	__u64 segments_received;
+	/* sums over the histograms */
+	__u64 handshake_ns;
+	__u64 duration_ns;
+	__u64 rtt_ns;
+	__u32 handshake[HANDSHAKE_SLOTS]; /* client: SYN sent to established */
+	__u32 duration[DURATION_SLOTS];   /* established to closed */
+	__u32 rtt[RTT_SLOTS];             /* smoothed round-trip time, sampled at walks and at the end */
 };
 
 #endif

@@ -6,12 +6,14 @@
 #include <bpf/bpf_core_read.h>
 #include "kernel.bpf.h"
 #include "tcp.h"
-#include "tcp_rows.bpf.h"
+#include "tcp_sockets.bpf.h"
 
 /* include/uapi/asm-generic/errno.h */
 #define EPERM        1
 #define EACCES       13
+#define EPIPE        32
 #define ENETUNREACH  101
+#define ECONNABORTED 103
 #define ECONNRESET   104
 #define ETIMEDOUT    110
 #define ECONNREFUSED 111

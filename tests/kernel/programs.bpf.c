@@ -45,7 +45,7 @@ int slot(struct xdp_md *ctx)
 
 	if (data + 16 > end)
 		return -1;
-	return histogram_slot(*(__u64 *)data, HANDSHAKE_SHIFT);
+	return histogram_slot(*(__u64 *)data, HANDSHAKE_SHIFT, HANDSHAKE_SLOTS);
 }
 
 /* Passes the first eight bytes on to the ring; returns whether that failed. */
@@ -70,17 +70,6 @@ int deny(struct bpf_sock_addr *ctx)
 	__sync_fetch_and_add(&denials, 1);
 	return 0;
 }
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct seq_file;
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-struct bpf_iter__tcp {
-	struct bpf_iter_meta *meta;
-	struct sock_common *sk_common;
-};
-#pragma clang attribute pop
 
 /* Writes the local port of each TCP socket. */
 SEC("iter/tcp")

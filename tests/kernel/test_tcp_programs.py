@@ -10,68 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kernel.tcp_programs import AGAIN, DESTROYED, STATE, Programs, connect, counters
 from tidegate.kernel import layouts
-from tidegate.kernel.objects import BpfObject, Link
 from tidegate.model.fields import Role
-from tidegate.signals.tcp import FAILURES, Counter, TcpSignal
 
 pytestmark = pytest.mark.kernel
-STATE, AGAIN, DESTROYED = "tcp_state", "tcp_state_again", "tcp_destroyed"
 
 
 @pytest.fixture
 def server() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening
-
-
-class Programs:
-    """The TCP object with only some of its programs attached; a context manager."""
-
-    def __init__(self, *names: str) -> None:
-        self._bpf = BpfObject.named("tcp").load()
-        self._links: dict[str, Link] = {}
-        self.attach(*names)
-        self.signal = TcpSignal(self._bpf)
-
-    def __enter__(self) -> Programs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.detach(*self._links)
-        self._bpf.close()
-
-    def attach(self, *names: str) -> None:
-        """Attach these programs."""
-        for name in names:
-            self._links[name] = self._bpf.programs[name].attach()
-
-    def detach(self, *names: str) -> None:
-        """End the attachment of these programs."""
-        for name in names:
-            self._links[name].close()
-
-    def counts(self, port: int) -> dict[Role, tuple[int, ...]]:
-        """Return (connects, established, closed, failures ...) of the rows of one port, since the last time."""
-        ending = f":{port}"
-        return {
-            r.role: r.counters[: Counter.HANDSHAKE_NS] for r in self.signal.read() if r.endpoint.endswith(ending)
-        }
-
-    @property
-    def late(self) -> int:
-        """Changes of state that were made up for."""
-        return self.signal.losses()["tcp_late"]
-
-
-def connect(server: socket.socket) -> tuple[socket.socket, socket.socket]:
-    """Open one connection; return both ends."""
-    client = socket.create_connection(server.getsockname())
-    return client, server.accept()[0]
-
-
-def counters(connects: int, established: int, closed: int, **failures: int) -> tuple[int, ...]:
-    return (connects, established, closed, *(failures.get(reason, 0) for reason in FAILURES))
 
 
 @pytest.mark.parametrize("names", [(STATE,), (AGAIN,), (STATE, AGAIN), (STATE, AGAIN, DESTROYED)])
@@ -122,16 +71,6 @@ def test_an_establishment_that_no_program_saw_is_made_up_for(server: socket.sock
         late.close()
         assert programs.counts(port)[Role.CLIENT] == counters(0, 1, 1)
         assert programs.late == 1
-
-
-def test_sockets_of_before_are_neither_connects_nor_closes(server: socket.socket) -> None:
-    port = server.getsockname()[1]
-    ends = connect(server)
-    with Programs(STATE, AGAIN, DESTROYED) as programs:
-        for end in ends:
-            end.close()
-        assert programs.counts(port) == {}
-        assert programs.late == 0
 
 
 def test_half_closed_connections_are_open(server: socket.socket) -> None:

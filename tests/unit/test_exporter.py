@@ -17,7 +17,7 @@ import pytest
 from tests.unit.test_outputs import view
 from tidegate.errors import UnavailableError
 from tidegate.export.prometheus import Exporter, Tls
-from tidegate.signals.tcp import FIELDS
+from tidegate.signals.tcp_fields import FIELDS
 
 pytestmark = pytest.mark.unit
 

@@ -31,7 +31,7 @@ def filled(values: list[int]) -> dict[int, int]:
 
 def test_slots_follow_each_other_without_gap_up_to_the_last() -> None:
     end = 0
-    for slot in range(layouts.Histogram.SLOTS):
+    for slot in range(layouts.Histogram.HANDSHAKE_SLOTS):
         lower, upper = histogram.slot_edges(slot, SHIFT)
         assert lower == end
         end = upper
@@ -54,7 +54,7 @@ def test_percentile_is_in_the_slot_of_the_true_one(values: list[int], quantile: 
     rank = quantile * len(values)
     truth = sorted(values)[max(int(-(-rank // 1)), 1) - 1]
     lower, upper = histogram.slot_edges(slot_of(truth), SHIFT)
-    found = histogram.percentile(filled(values), SHIFT, quantile)
+    (found,) = histogram.percentiles(filled(values), SHIFT, (quantile,))
     assert found is not None
     assert lower <= found <= upper
 
@@ -62,13 +62,13 @@ def test_percentile_is_in_the_slot_of_the_true_one(values: list[int], quantile: 
 @given(st.integers(min_value=1 << 14, max_value=1 << 30))
 def test_percentiles_of_a_spread_are_within_ten_percent(base: int) -> None:
     values = [base + base * i // 500 for i in range(1000)]
-    for quantile in (0.5, 0.9, 0.99):
-        truth = values[int(quantile * 1000) - 1]
-        assert histogram.percentile(filled(values), SHIFT, quantile) == pytest.approx(truth, rel=0.1)
+    quantiles = (0.5, 0.9, 0.99)
+    truth = [values[int(quantile * 1000) - 1] for quantile in quantiles]
+    assert histogram.percentiles(filled(values), SHIFT, quantiles) == pytest.approx(truth, rel=0.1)
 
 
 def test_percentile_without_samples_is_not_measured() -> None:
-    assert histogram.percentile({}, SHIFT, 0.5) is None
+    assert histogram.percentiles({}, SHIFT, (0.5, 0.9)) == (None, None)
 
 
 @given(st.lists(NANOSECONDS, max_size=200), st.lists(NANOSECONDS, max_size=200))

@@ -17,7 +17,7 @@ from tidegate.identity.services import Service
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import Health, MapHealth, Node, View
 from tidegate.rates import snapshot
-from tidegate.signals.tcp import COUNTERS, FIELDS
+from tidegate.signals.tcp_fields import COUNTERS, FIELDS, Counter
 from tidegate.top.columns import duration
 from tidegate.top.plain import Options, frame
 from tidegate.totals import Row, RowKey
@@ -37,13 +37,19 @@ HEALTH = Health(
 )
 
 
+def counters(**values: int) -> tuple[int, ...]:
+    found = [0] * COUNTERS
+    for name, value in values.items():
+        found[Counter[name.upper()]] = value
+    return tuple(found)
+
+
 def view(*names: str) -> View:
     rows = {}
     for n, name in enumerate(names):
-        client = [10 + n, 8, 6, 2, 0, 0, 0, 0, 0, 0, 0, 4_000_000]
-        assert len(client) == COUNTERS
-        rows[RowKey(Service(name), Role.CLIENT, "10.0.0.6:5000")] = Row(tuple(client), ({50: 8},))
-        rows[RowKey(Service(name), Role.SERVER, ":80")] = Row((0, 5, 5, *[0] * 9), ({},))
+        client = counters(connects=10 + n, established=8, closed=6, failures=2, handshake_ns=4_000_000)
+        rows[RowKey(Service(name), Role.CLIENT, "10.0.0.6:5000")] = Row(client, ({50: 8}, {}, {}))
+        rows[RowKey(Service(name), Role.SERVER, ":80")] = Row(counters(established=5, closed=5), ({}, {}, {}))
     node = Node(name="n1", kernel="6.1.0", cpus=2, uptime=90_000.0)
     taken = snapshot({}, rows, time=1.0, interval=1.0, node=node)
     return View(**{name: getattr(taken, name) for name in taken.__struct_fields__}, health=HEALTH)

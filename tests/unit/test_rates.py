@@ -7,7 +7,7 @@ from tidegate.identity.services import Service
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import Node, Snapshot
 from tidegate.rates import snapshot
-from tidegate.signals.tcp import COUNTERS, Counter
+from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS, Counter
 from tidegate.totals import Row, RowKey, Sample
 
 pytestmark = pytest.mark.unit
@@ -22,7 +22,7 @@ def row(*, handshake: dict[int, int] | None = None, **counts: int) -> Row:
     for name, n in counts.items():
         index = Counter.FAILURES + 1 if name == "timeout" else Counter[name.upper()]
         counters[index] = n
-    return Row(tuple(counters), (handshake or {},))
+    return Row(tuple(counters), (handshake or {}, *({} for _ in HISTOGRAMS[1:])))
 
 
 def between(before: Sample, now: Sample, interval: float = 2.0) -> Snapshot:

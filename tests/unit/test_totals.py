@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tidegate.identity.services import OTHER, Service
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
-from tidegate.signals.tcp import COUNTERS, Counter
+from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS, Counter
 from tidegate.totals import RowKey, Totals
 
 pytestmark = pytest.mark.unit
@@ -21,7 +21,13 @@ def record(
     counters[Counter.CONNECTS] = connects
     counters[Counter.ESTABLISHED] = established
     counters[Counter.CLOSED] = closed
-    return Record(cgroup, Role.CLIENT, endpoint, tuple(counters), ({established: 1} if established else {},))
+    return Record(
+        cgroup,
+        Role.CLIENT,
+        endpoint,
+        tuple(counters),
+        ({established: 1} if established else {}, *({} for _ in HISTOGRAMS[1:])),
+    )
 
 
 def name(cgroup: int) -> Service:

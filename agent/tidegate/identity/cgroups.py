@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from tidegate.identity.services import Service, service
+from tidegate.identity.services import KERNEL, Service, service
 from tidegate.identity.workload import Kind, Workload, workload_of
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import RingBuffer
@@ -114,6 +114,8 @@ class Services:
 
     def of(self, cgroup: int) -> Service:
         """Return the service of a cgroup id; one that nobody knows is named by its number."""
+        if not cgroup:
+            return KERNEL
         return self._here.get(cgroup) or self._gone.get(cgroup) or Service(f"cgroup:{cgroup}")
 
     def _service(self, path: str) -> Service:

@@ -18,6 +18,8 @@ class Service(NamedTuple):
 
 #: Where everything goes that has no row of its own.
 OTHER = Service("other")
+#: What no process has made: the kernel's own connections, and its resets for ports on which nobody listens.
+KERNEL = Service("kernel")
 
 #: What engines allow as a name; with nothing else in it, it can't be taken for a path or for another label.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")

@@ -124,3 +124,44 @@ static int tidegate_kernel_has_btf(void)
 	btf__free(btf);
 	return 1;
 }
+
+/* An iterator over the elements of a map, or without one (map_fd -1) over what the section names. */
+static struct bpf_link *tidegate_attach_iter(const struct bpf_program *prog, int map_fd)
+{
+	union bpf_iter_link_info info = { .map.map_fd = map_fd };
+	LIBBPF_OPTS(bpf_iter_attach_opts, opts);
+
+	if (map_fd >= 0) {
+		opts.link_info = &info;
+		opts.link_info_len = sizeof(info);
+	}
+	return bpf_program__attach_iter(prog, &opts);
+}
+
+/* What the histograms of values hold, without their empty slots. In each value, histograms of slots[h] u32
+ * stand one after the other from offset on. Writes pairs of slot and count, and for each histogram of each
+ * value the number of its pairs; returns the number of all. The room must do for every slot.
+ */
+static __u32 tidegate_sparse(const void *values, __u32 count, __u32 value_size, __u32 offset, const __u32 *slots,
+			     __u32 histograms, __u32 *pairs, __u32 *lengths)
+{
+	__u32 v, h, s, total = 0;
+
+	for (v = 0; v < count; v++) {
+		const __u32 *slot = (const void *)((const char *)values + (size_t)v * value_size + offset);
+
+		for (h = 0; h < histograms; h++) {
+			__u32 before = total;
+
+			for (s = 0; s < slots[h]; s++, slot++) {
+				if (!*slot)
+					continue;
+				pairs[2 * total] = s;
+				pairs[2 * total + 1] = *slot;
+				total++;
+			}
+			*lengths++ = total - before;
+		}
+	}
+	return total;
+}

@@ -24,7 +24,6 @@ int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 struct bpf_link *bpf_program__attach(const struct bpf_program *prog);
 struct bpf_link *bpf_program__attach_xdp(const struct bpf_program *prog, int ifindex);
 struct bpf_link *bpf_program__attach_cgroup(const struct bpf_program *prog, int cgroup_fd);
-struct bpf_link *bpf_program__attach_iter(const struct bpf_program *prog, const void *opts);
 int bpf_link__fd(const struct bpf_link *link);
 int bpf_link__pin(struct bpf_link *link, const char *path);
 int bpf_link__update_program(struct bpf_link *link, struct bpf_program *prog);
@@ -70,6 +69,9 @@ int tidegate_program_info(int fd, struct tidegate_program_info *info);
 int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size, __u32 repeat,
                       __u32 *retval, __u32 *duration);
 int tidegate_kernel_has_btf(void);
+struct bpf_link *tidegate_attach_iter(const struct bpf_program *prog, int map_fd);
+__u32 tidegate_sparse(const void *values, __u32 count, __u32 value_size, __u32 offset, const __u32 *slots,
+                      __u32 histograms, __u32 *pairs, __u32 *lengths);
 """
 
 builder = FFI()

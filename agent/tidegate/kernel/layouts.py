@@ -17,8 +17,19 @@ class CgroupLimit(IntEnum):
 
 class Histogram(IntEnum):
     SUBSLOT_BITS = 3
-    SLOTS = 200
     HANDSHAKE_SHIFT = 10
+    HANDSHAKE_SLOTS = 200
+    DURATION_SHIFT = 16
+    DURATION_SLOTS = 240
+    RTT_SHIFT = 10
+    RTT_SLOTS = 184
+
+
+class TcpCloser(IntEnum):
+    LOCAL = 0
+    REMOTE = 1
+    TIMEOUT = 2
+    COUNT = 3
 
 
 class TcpFailure(IntEnum):
@@ -37,7 +48,23 @@ class TcpLoss(IntEnum):
     ROWS_FULL = 0
     UNTRACKED = 1
     LATE = 2
-    COUNT = 3
+    RETRANSMITS_UNSEEN = 3
+    COUNT = 4
+
+
+class TcpReset(IntEnum):
+    SENT = 0
+    RECEIVED = 1
+    COUNT = 2
+
+
+class TcpRetransmit(IntEnum):
+    SYN = 0
+    SYNACK = 1
+    FAST = 2
+    TIMEOUT = 3
+    PROBE = 4
+    COUNT = 5
 
 
 class TcpRole(IntEnum):
@@ -60,15 +87,32 @@ CGROUP_EVENT_PATH = Struct("<1024B")
 class TcpCounts(NamedTuple):
     connects: int
     established: int
+    adopted: int
     closed: int
     failures: bytes
+    closes: bytes
+    retransmits: bytes
+    resets: bytes
+    sent_bytes: int
+    received_bytes: int
+    segments_sent: int
+    segments_received: int
     handshake_ns: int
+    duration_ns: int
+    rtt_ns: int
     handshake: bytes
+    duration: bytes
+    rtt: bytes
 
 
-TCP_COUNTS = Struct("<QQQ64sQ800s")
+TCP_COUNTS = Struct("<QQQQ64s24s40s16sQQQQQQQ800s960s736s")
 TCP_COUNTS_FAILURES = Struct("<8Q")
+TCP_COUNTS_CLOSES = Struct("<3Q")
+TCP_COUNTS_RETRANSMITS = Struct("<5Q")
+TCP_COUNTS_RESETS = Struct("<2Q")
 TCP_COUNTS_HANDSHAKE = Struct("<200I")
+TCP_COUNTS_DURATION = Struct("<240I")
+TCP_COUNTS_RTT = Struct("<184I")
 
 
 class TcpKey(NamedTuple):

@@ -113,14 +113,52 @@ class Map:
         return key
 
 
+class SparseHistograms:
+    """Reads histograms of u32 slots that stand one after the other in the values of a map.
+
+    ``offset`` is where the first stands, ``slots`` how many each has; ``most`` how many values there are at a
+    time. In C, since of some hundred slots in a row only a few hold something.
+    """
+
+    def __init__(self, offset: int, slots: Sequence[int], most: int) -> None:
+        self._offset, self._most = offset, most
+        self._slots = ffi.new("__u32[]", list(slots))
+        self._pairs = ffi.new("__u32[]", 2 * most * sum(slots))
+        self._lengths = ffi.new("__u32[]", most * len(slots))
+
+    def read(self, values: Any, count: int) -> list[tuple[dict[int, int], ...]]:
+        """Return for each of ``count`` values its histograms, each from slot to count."""
+        if count > self._most:
+            raise ValueError(f"histograms: expected at most {self._most} values, found {count}")
+        histograms, size = len(self._slots), len(values) // max(count, 1)
+        total = lib.tidegate_sparse(
+            ffi.from_buffer(values),
+            count,
+            size,
+            self._offset,
+            self._slots,
+            histograms,
+            self._pairs,
+            self._lengths,
+        )
+        flat = ffi.unpack(self._pairs, 2 * total) if total else []
+        found, at = [], 0
+        for length in ffi.unpack(self._lengths, count * histograms) if count else ():
+            end = at + 2 * length
+            found.append(dict(zip(flat[at:end:2], flat[at + 1 : end : 2], strict=True)) if length else {})
+            at = end
+        return list(zip(*[iter(found)] * histograms, strict=True))
+
+
 class SwappedTables:
     """Two tables behind an array of maps: the programs write one while the other is read and emptied.
 
-    ``selector`` is the array of maps (one entry) through which the programs find the table to write.
+    ``selector`` is the array of maps (one entry) through which the programs find the table to write; ``batch``
+    is how many elements are read at a time.
     """
 
-    def __init__(self, selector: Map, tables: Sequence[Map]) -> None:
-        self.selector, self.tables = selector, tables
+    def __init__(self, selector: Map, tables: Sequence[Map], batch: int = BATCH) -> None:
+        self.selector, self.tables, self._batch = selector, tables, batch
         self._written = 0
         self._zero = bytes(4)
 
@@ -133,7 +171,7 @@ class SwappedTables:
         full = self.tables[self._written]
         self._written ^= 1
         self.selector[self._zero] = self.tables[self._written].fd.to_bytes(4, "little")
-        yield from full.batches(delete=True)
+        yield from full.batches(self._batch, delete=True)
 
 
 class RingBuffer:

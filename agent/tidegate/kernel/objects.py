@@ -122,10 +122,15 @@ class Program:
         finally:
             os.close(fd)
 
-    def attach_iterator(self) -> Link:
-        """Make an iterator; read it with :meth:`Link.read`."""
+    @property
+    def is_iterator(self) -> bool:
+        """Whether the program runs when it is read, and not at an event."""
+        return bool(self.section.startswith("iter/"))
+
+    def attach_iterator(self, elements_of: Map | None = None) -> Link:
+        """Make an iterator, of a map's elements where the section says so; read it with :meth:`Link.read`."""
         start_log()
-        pointer = lib.bpf_program__attach_iter(self._pointer, ffi.NULL)
+        pointer = lib.tidegate_attach_iter(self._pointer, -1 if elements_of is None else elements_of.fd)
         return Link(check_pointer(pointer, f"program {self.name}: make iterator"), self.name)
 
     def info(self) -> ProgramInfo:
@@ -198,9 +203,10 @@ class BpfObject:
         return self
 
     def attach(self) -> Self:
-        """Attach every loaded program to what its section names; detached when the object is closed."""
+        """Attach every loaded program but iterators to what its section names, until the object is closed."""
         for program in self.programs.values():
-            self.links.append(program.attach())
+            if not program.is_iterator:
+                self.links.append(program.attach())
         return self
 
     def variable(self, name: str) -> int:

@@ -20,22 +20,26 @@ def slot_edges(slot: int, shift: int) -> tuple[int, int]:
     return base << (excess + shift), (base + 1) << (excess + shift)
 
 
-def percentile(slots: Slots, shift: int, quantile: float) -> float | None:
-    """Return the value below which the share ``quantile`` of the samples lies; None without samples.
+def percentiles(slots: Slots, shift: int, quantiles: Sequence[float]) -> tuple[float | None, ...]:
+    """Return the values below which the shares ``quantiles`` (ascending) of the samples lie; None without samples.
 
     Linear within a slot, so at most a slot's width off: 12.5 % of the value, 6.25 % from its middle.
     """
     total = sum(slots.values())
     if not total:
-        return None
-    rank, seen = quantile * total, 0
-    for slot in sorted(slots):
-        count = slots[slot]
-        if count and seen + count >= rank:
-            lower, upper = slot_edges(slot, shift)
-            return lower + (upper - lower) * max(rank - seen, 0.5) / (count + 0.5)
-        seen += count
-    raise AssertionError("a rank lies within the total")
+        return (None,) * len(quantiles)
+    ordered = iter(sorted(slots.items()))
+    slot, count = next(ordered)
+    found: list[float | None] = []
+    seen = 0
+    for quantile in quantiles:
+        rank = quantile * total
+        while seen + count < rank:
+            seen += count
+            slot, count = next(ordered)
+        lower, upper = slot_edges(slot, shift)
+        found.append(lower + (upper - lower) * max(rank - seen, 0.5) / (count + 0.5))
+    return tuple(found)
 
 
 def add(a: Slots, b: Slots) -> dict[int, int]:

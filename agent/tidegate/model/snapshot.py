@@ -26,7 +26,37 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     buckets: tuple[int, ...]
 
 
-class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the connections of a row did, whichever side opened them.
+
+    ``closes`` counts by who was first, ``retransmits`` segments by what caused them. ``retransmit_ratio`` is the
+    share of the segments sent in the interval that were retransmits, SYN-ACKs left out, which no connection
+    sends; None if nothing was sent.
+    """
+
+    open: int
+    closes: dict[str, int]
+    duration: Distribution
+    rtt: Distribution
+    sent_bytes: int
+    sent_rate: float
+    received_bytes: int
+    received_rate: float
+    segments_sent: int
+    segments_received: int
+    retransmits: dict[str, int]
+    retransmit_rate: float
+    retransmit_ratio: float | None
+    resets_sent: int
+    resets_received: int
+
+    @property
+    def resets(self) -> dict[str, int]:
+        """Resets by direction."""
+        return {"sent": self.resets_sent, "received": self.resets_received}
+
+
+class EndpointRow(Traffic, frozen=True, kw_only=True):
     """What one service does to one endpoint (client) or at one port of its own (server)."""
 
     service: str
@@ -41,11 +71,10 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     accept_rate: float | None
     failures: dict[str, int] | None
     failure_rate: float | None
-    open: int
     handshake: Distribution | None
 
 
-class ServiceRow(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceRow(Traffic, frozen=True, kw_only=True):
     """The sum of a service's endpoint rows."""
 
     service: str
@@ -57,7 +86,6 @@ class ServiceRow(msgspec.Struct, frozen=True, kw_only=True):
     accept_rate: float
     failures: dict[str, int]
     failure_rate: float
-    open: int
     handshake: Distribution
 
 

@@ -1,142 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP connections: who connects to whom, what fails and why, how long the handshake takes."""
+"""TCP connections: who connects to whom, what fails and why, how much flows, how long it takes, what is lost."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from enum import IntEnum
 from functools import lru_cache
+from struct import Struct
 from typing import Any, Self
 
 from tidegate.kernel import layouts
-from tidegate.kernel.maps import Map, SwappedTables
+from tidegate.kernel.maps import Map, SparseHistograms, SwappedTables
+from tidegate.kernel.namespaces import network_namespaces, run_in_each
 from tidegate.kernel.objects import BpfObject, map_health
-from tidegate.model.fields import Field, Kind, Role
+from tidegate.model.fields import Role
 from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
+from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS
 
-HANDSHAKE_SHIFT = int(layouts.Histogram.HANDSHAKE_SHIFT)
-FAILURES = tuple(f.name.lower() for f in layouts.TcpFailure if f is not layouts.TcpFailure.COUNT)
+#: Rows that are read at a time.
+BATCH = 256
+_COUNTERS = Struct(f"<{COUNTERS}Q")
 
-
-class Counter(IntEnum):
-    """Where each count stands in ``Record.counters``; the failures stand in the order of FAILURES."""
-
-    CONNECTS = 0
-    ESTABLISHED = 1
-    CLOSED = 2
-    FAILURES = 3
-    HANDSHAKE_NS = 3 + layouts.TcpFailure.COUNT
-
-
-COUNTERS = Counter.HANDSHAKE_NS + 1
-CLIENT, SERVER = frozenset({Role.CLIENT}), frozenset({Role.SERVER})
-
-#: Upper bounds of the exported handshake buckets in ns: powers of two, which are edges of kernel slots.
-HANDSHAKE_BOUNDS = tuple(1 << exponent for exponent in range(16, 38, 2))
-
-FIELDS = (
-    Field(
-        name="connects",
-        metric="tcp_connects_total",
-        kind=Kind.COUNTER,
-        unit="connections",
-        help="Connections that the service began to open (SYN to be sent).",
-        roles=CLIENT,
-    ),
-    Field(
-        name="accepts",
-        metric="tcp_accepts_total",
-        kind=Kind.COUNTER,
-        unit="connections",
-        help="Connections that clients opened to a port of the service.",
-        roles=SERVER,
-    ),
-    Field(
-        name="established",
-        metric="tcp_connections_established_total",
-        kind=Kind.COUNTER,
-        unit="connections",
-        help="Connections whose handshake was completed.",
-    ),
-    Field(
-        name="failures",
-        metric="tcp_connect_failures_total",
-        kind=Kind.COUNTER,
-        unit="connections",
-        label="reason",
-        help="Connections that came to nothing, by reason; reset: established, then reset by the peer "
-        "before it had sent a byte.",
-        roles=CLIENT,
-    ),
-    Field(
-        name="open",
-        metric="tcp_open_connections",
-        kind=Kind.GAUGE,
-        unit="connections",
-        help="Established connections that neither the service has closed nor its peer has ended.",
-    ),
-    Field(
-        name="handshake",
-        metric="tcp_handshake_seconds",
-        kind=Kind.HISTOGRAM,
-        unit="seconds",
-        help="From the first SYN to the established connection, retransmits included.",
-        roles=CLIENT,
-        bounds=tuple(bound / 1e9 for bound in HANDSHAKE_BOUNDS),
-    ),
-)
+Counts = tuple[tuple[int, ...], tuple[dict[int, int], ...]]
 
 
 @lru_cache(maxsize=65536)
 def endpoint_text(role: int, family: int, address: bytes, port: int) -> str:
-    """Return the listening side as people write it: ``10.0.0.6:5000``, ``[fd00::6]:5000``, ``:5000``."""
+    """Return the listening side as people write it: ``10.0.0.6:5000``, ``[fd00::6]:5000``, ``:5000``.
+
+    ``:*`` is any port of this node on which nobody listens.
+    """
     if role == layouts.TcpRole.SERVER:
-        return f":{port}"
+        return f":{port or '*'}"
     if family == 4:
         return f"{ipaddress.IPv4Address(address[:4])}:{port}"
     return f"[{ipaddress.IPv6Address(address)}]:{port}"
 
 
-def decode_counts(value: bytes) -> tuple[tuple[int, ...], tuple[dict[int, int], ...]]:
-    """Turn one ``struct tcp_counts`` into (counters, histograms)."""
-    counts = layouts.TcpCounts._make(layouts.TCP_COUNTS.unpack(value))
-    failures = layouts.TCP_COUNTS_FAILURES.unpack(counts.failures)
-    counters = (counts.connects, counts.established, counts.closed, *failures, counts.handshake_ns)
-    if not counts.handshake_ns:
-        return counters, ({},)
-    slots = layouts.TCP_COUNTS_HANDSHAKE.unpack(counts.handshake)
-    return counters, ({slot: count for slot, count in enumerate(slots) if count},)
+class Decoder:
+    """Turns the bytes of keys and values, each one after the other, into records."""
 
+    def __init__(self) -> None:
+        self._histograms = SparseHistograms(_COUNTERS.size, [h.slots for h in HISTOGRAMS], BATCH)
 
-def decode(keys: Any, values: Any) -> Iterator[Record]:
-    """Turn the keys and values of a batch, each one after the other, into records."""
-    size = layouts.TCP_COUNTS.size
-    for i, fields in enumerate(layouts.TCP_KEY.iter_unpack(keys)):
-        key = layouts.TcpKey._make(fields)
-        counters, histograms = decode_counts(values[i * size : (i + 1) * size])
-        yield Record(
-            key.cgroup,
-            Role.SERVER if key.role == layouts.TcpRole.SERVER else Role.CLIENT,
-            endpoint_text(key.role, key.family, key.address, key.port),
-            counters,
-            histograms,
-        )
+    def records(self, keys: Any, values: Any) -> Iterator[Record]:
+        """Decode a batch of at most ``BATCH`` rows."""
+        found = [layouts.TcpKey._make(fields) for fields in layouts.TCP_KEY.iter_unpack(keys)]
+        for key, (counters, histograms) in zip(found, self.counts(values), strict=True):
+            role = Role.SERVER if key.role == layouts.TcpRole.SERVER else Role.CLIENT
+            endpoint = endpoint_text(key.role, key.family, key.address, key.port)
+            yield Record(key.cgroup, role, endpoint, counters, histograms)
+
+    def counts(self, values: Any) -> Iterator[Counts]:
+        """Decode the values of a batch: each ``struct tcp_counts`` as (counters, histograms)."""
+        size = layouts.TCP_COUNTS.size
+        count = len(values) // size
+        histograms = self._histograms.read(values, count)
+        for i in range(count):
+            yield _COUNTERS.unpack_from(values, i * size), histograms[i]
 
 
 class TcpSignal:
     """The running TCP programs and what they have counted since the last read."""
 
-    name = "tcp"
-    fields = FIELDS
-
     def __init__(self, bpf: BpfObject) -> None:
         self.bpf = bpf
-        self._rows = SwappedTables(bpf.maps["tcp_rows"], [bpf.maps["tcp_rows_a"], bpf.maps["tcp_rows_b"]])
+        tables = [bpf.maps["tcp_rows_a"], bpf.maps["tcp_rows_b"]]
+        self._rows = SwappedTables(bpf.maps["tcp_rows"], tables, BATCH)
+        self._walk = bpf.programs["tcp_walk"].attach_iterator(bpf.maps["tcp_sockets"])
+        bpf.links.append(self._walk)
+        self._decoder = Decoder()
         self._other = bpf.maps["tcp_other"]
         self._seen_other = [bytes(self._other.value_size)] * layouts.TcpRole.COUNT
-        self.entries = 0
+        self.rows = 0
+        self.sockets = 0
+        self.unadopted: list[str] = []
 
     @classmethod
     def start(cls, max_rows: int, max_sockets: int) -> Self:
@@ -156,14 +95,26 @@ class TcpSignal:
         except BaseException:
             bpf.close()
             raise
-        return cls(bpf)
+        signal = cls(bpf)
+        signal.adopt()
+        return signal
+
+    def adopt(self) -> None:
+        """Take in the connections that are open already, of every network namespace that may be entered.
+
+        The reasons for those that may not are in ``unadopted``; their connections are taken in at the first that
+        happens to them.
+        """
+        with self.bpf.programs["tcp_adopt"].attach_iterator() as link:
+            self.unadopted = run_in_each(network_namespaces(), link.read)
 
     def read(self) -> list[Record]:
-        """Return what was counted since the last read."""
+        """Return what was counted since the last read, the progress of open connections included."""
+        self.sockets = len(self._walk.read())
         records: list[Record] = []
         for _, keys, values in self._rows.drain():
-            records.extend(decode(keys, values))
-        self.entries = len(records)
+            records.extend(self._decoder.records(keys, values))
+        self.rows = len(records)
         records.extend(self._read_other())
         return records
 
@@ -180,7 +131,12 @@ class TcpSignal:
         maps = map_health(self.bpf)
         parts = [maps.pop(name) for name in ("tcp_rows_a", "tcp_rows_b", "tcp_rows")]
         size = sum(part.bytes or 0 for part in parts)
-        return {"tcp_rows": MapHealth(entries=self.entries, limit=parts[0].limit, bytes=size), **maps}
+        sockets = maps.pop("tcp_sockets")
+        return {
+            "tcp_rows": MapHealth(entries=self.rows, limit=parts[0].limit, bytes=size),
+            "tcp_sockets": MapHealth(entries=self.sockets, limit=sockets.limit, bytes=sockets.bytes),
+            **maps,
+        }
 
     def close(self) -> None:
         """Detach and unload."""
@@ -192,16 +148,13 @@ class TcpSignal:
             if now == before:
                 continue
             self._seen_other[role] = now
-            counters, histograms = difference(decode_counts(now), decode_counts(before))
+            counters, histograms = difference(*self._decoder.counts(now), *self._decoder.counts(before))
             yield Record(None, Role(role.name.lower()), "other", counters, histograms)
 
 
 def read_counter(array: Map, index: int) -> int:
     """Read one u64 of an array map."""
     return int.from_bytes(array[index.to_bytes(4, "little")], "little")
-
-
-Counts = tuple[tuple[int, ...], tuple[dict[int, int], ...]]
 
 
 def difference(now: Counts, before: Counts) -> Counts:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network namespaces of this node's processes, and running something in each."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+
+
+def network_namespaces(proc: Path = Path("/proc")) -> list[Path]:
+    """Return one path for each network namespace that a process is in, this process's own first."""
+    found: dict[int, Path] = {}
+    for process in ("self", *(name for name in os.listdir(proc) if name.isdigit())):
+        path = proc / process / "ns/net"
+        try:
+            found.setdefault(path.stat().st_ino, path)
+        except OSError:  # the process has ended
+            continue
+    return list(found.values())
+
+
+def run_in_each(namespaces: Sequence[Path], work: Callable[[], object]) -> list[str]:
+    """Call ``work`` in each namespace; the first is the caller's own, which needs no entering.
+
+    The others are entered by a thread of its own, which takes CAP_SYS_ADMIN; returns the reason for each that was
+    refused. What ``work`` raises is raised here.
+    """
+    work()
+    with ThreadPoolExecutor(1, thread_name_prefix="namespaces") as thread:
+        return thread.submit(_visit, namespaces[1:], work).result()
+
+
+def _visit(namespaces: Sequence[Path], work: Callable[[], object]) -> list[str]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    refused = []
+    for path in namespaces:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if path.parent.exists():
+                refused.append(f"{path}: {error.strerror}")
+            continue  # else its process has ended
+        try:
+            if libc.setns(descriptor, _CLONE_NEWNET) == 0:
+                work()
+            else:
+                refused.append(f"{path}: setns: {os.strerror(ctypes.get_errno())}")
+        finally:
+            os.close(descriptor)
+    return refused

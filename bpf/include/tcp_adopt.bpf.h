@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Connections that were open before the programs were attached. */
+#ifndef TIDEGATE_TCP_ADOPT_BPF_H
+#define TIDEGATE_TCP_ADOPT_BPF_H
+
+#include "kernel.bpf.h"
+#include "tcp_progress.bpf.h"
+#include "tcp_sockets.bpf.h"
+
+static int has_fin_queued(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK;
+}
+
+/* Whether this side opened the connection. The SYN of one that did is acknowledged like a byte (tcp_ack() in
+ * SYN_SENT), that of one that accepted is not, and all that was sent is either acknowledged or in flight.
+ */
+static int has_connected(const struct tcp_sock *tp, int state)
+{
+	__u32 payload = tp->bytes_sent - tp->bytes_retrans;
+	__u32 sequence = (__u32)tp->bytes_acked + (tp->snd_nxt - tp->snd_una);
+
+	return (__s32)(sequence - payload) - has_fin_queued(state) > 0;
+}
+
+/* Follow a connection from here on: what it did before is not counted. NULL if there is no place. */
+static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp)
+{
+	int state = sk->__sk_common.skc_state;
+	struct progress now;
+	struct tcp_socket socket = {
+		.sk = (__u64)sk,
+		.began_ns = bpf_ktime_get_ns(),
+		.noted = EVENT_ADOPTED,
+		.retransmits = tp->total_retrans,
+	};
+	__u64 key = (__u64)sk;
+
+	socket.key.cgroup = socket_cgroup(sk);
+	if (has_connected(tp, state))
+		remote_endpoint(sk, &socket.key);
+	else
+		local_endpoint(sk, &socket.key);
+	read_progress(&now, tp);
+	socket.sent = now.sent;
+	socket.received = now.received;
+	socket.segments_sent = now.segments_sent;
+	socket.segments_received = now.segments_received;
+	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK) { /* the service has closed it already */
+		socket.closed_ns = socket.began_ns;
+		socket.noted |= EVENT_CLOSED;
+		socket.counted = EVENT_ADOPTED | EVENT_CLOSED;
+	}
+	bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&tcp_sockets, &key);
+}
+
+static int is_connected(int state)
+{
+	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || has_fin_queued(state);
+}
+
+/* The entry of a connected socket, made now if it was open before. */
+static struct tcp_socket *known_or_adopted(const struct sock *sk, const struct tcp_sock *tp)
+{
+	struct tcp_socket *known = known_socket(sk);
+
+	if (known || !is_connected(sk->__sk_common.skc_state))
+		return known;
+	return adopt(sk, tp);
+}
+
+#endif

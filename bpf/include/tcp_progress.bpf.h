@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* From a socket to its row: how far the connection has come, and what of that is not yet counted. */
+#ifndef TIDEGATE_TCP_PROGRESS_BPF_H
+#define TIDEGATE_TCP_PROGRESS_BPF_H
+
+#include <bpf/bpf_core_read.h>
+#include "histogram.bpf.h"
+#include "kernel.bpf.h"
+#include "tcp_rows.bpf.h"
+#include "tcp_sockets.bpf.h"
+
+#define NS_PER_US 1000
+
+struct progress {
+	__u64 sent;
+	__u64 received;
+	__u32 segments_sent;
+	__u32 segments_received;
+	__u32 srtt_us;
+};
+
+/* Of a socket that holds still, as in its own events. The peer's FIN counts as a byte in bytes_received
+ * (tcp_rcv_nxt_update()).
+ */
+static __always_inline void read_progress(struct progress *now, const struct tcp_sock *tp)
+{
+	const struct sock_common *common = (const void *)tp;
+
+	now->sent = tp->bytes_sent - tp->bytes_retrans;
+	now->received = tp->bytes_received - (common->skc_flags >> SOCK_DONE & 1);
+	now->segments_sent = tp->segs_out;
+	now->segments_received = tp->segs_in;
+	now->srtt_us = tp->srtt_us >> 3;
+}
+
+/* Whether a process or a softirq works on the socket at this moment; 1 where that can't be told. */
+static __always_inline int is_busy(const struct sock *sk)
+{
+	if (!bpf_core_field_exists(sk->sk_lock.slock.rlock.raw_lock.val))
+		return 1;
+	return BPF_CORE_READ(sk, sk_lock.owned) || BPF_CORE_READ(sk, sk_lock.slock.rlock.raw_lock.val.counter);
+}
+
+/* Of a socket that works meanwhile, never too many bytes:
+ * - a retransmit adds to bytes_retrans first and then to bytes_sent, so they are read the other way round;
+ * - a FIN is in bytes_received an instant before SOCK_DONE says so, both while the socket is locked. If it is
+ *   free after bytes_received was read, the flag that is read then is of the same moment or later. Else one
+ *   byte is left for the next walk.
+ */
+static __always_inline void probe_progress(struct progress *now, const struct tcp_sock *tp)
+{
+	const struct sock *sk = (const void *)tp;
+	int may_be_fin;
+
+	now->sent = BPF_CORE_READ(tp, bytes_sent);
+	now->sent -= BPF_CORE_READ(tp, bytes_retrans);
+	now->received = BPF_CORE_READ(tp, bytes_received);
+	may_be_fin = is_busy(sk);
+	may_be_fin |= BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
+	now->received -= may_be_fin;
+	now->segments_sent = BPF_CORE_READ(tp, segs_out);
+	now->segments_received = BPF_CORE_READ(tp, segs_in);
+	now->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
+}
+
+/* What is to be added to the row. */
+struct difference {
+	__u64 sent;
+	__u64 received;
+	__u32 segments_sent;
+	__u32 segments_received;
+	__u32 events; /* enum event */
+};
+
+
+/* Never back: connect(AF_UNSPEC) and a close that resets set the socket's counters to 0 once it is closed. */
+#define ADVANCE(field, to, type)                                  \
+	do {                                                      \
+		if ((type)((to) - socket->field) > 0) {           \
+			news->field = (to) - socket->field;       \
+			socket->field = (to);                     \
+		}                                                 \
+	} while (0)
+
+/* What of a socket is not yet in its row; from now on it is taken for counted. No helper may be called under
+ * the lock. A walk may hold an entry that has gone and was used again, which began_ns tells.
+ */
+static __always_inline int take(struct tcp_socket *socket, __u64 began_ns, const struct progress *now,
+				int is_last, struct difference *news)
+{
+	int is_here;
+
+	bpf_spin_lock(&socket->lock);
+	is_here = !socket->gone && socket->began_ns == began_ns;
+	if (is_here) {
+		if (is_last)
+			socket->gone = 1;
+		ADVANCE(sent, now->sent, __s64);
+		ADVANCE(received, now->received, __s64);
+		ADVANCE(segments_sent, now->segments_sent, __s32);
+		ADVANCE(segments_received, now->segments_received, __s32);
+		news->events = socket->noted & ~socket->counted;
+		socket->counted |= news->events;
+	}
+	bpf_spin_unlock(&socket->lock);
+	return is_here;
+}
+
+static void count_events(struct tcp_counts *counts, const struct tcp_socket *socket, __u32 events)
+{
+	__u64 ns;
+
+	if (events & EVENT_CONNECT)
+		add(&counts->connects, 1);
+	if (events & EVENT_ESTABLISHED) {
+		add(&counts->established, 1);
+		if (socket->established_ns > socket->syn_ns && socket->syn_ns) {
+			ns = socket->established_ns - socket->syn_ns;
+			add(&counts->handshake_ns, ns);
+			histogram_add(counts->handshake, ns, HANDSHAKE_SHIFT, HANDSHAKE_SLOTS);
+		}
+	}
+	if (events & EVENT_ADOPTED)
+		add(&counts->adopted, 1);
+	if (events & EVENT_CLOSED) {
+		add(&counts->closed, 1);
+		if (socket->established_ns) {
+			ns = socket->closed_ns - socket->established_ns;
+			add(&counts->duration_ns, ns);
+			histogram_add(counts->duration, ns, DURATION_SHIFT, DURATION_SLOTS);
+		}
+	}
+	if (events & EVENT_CLOSER && socket->closer < TCP_CLOSER_COUNT)
+		add(&counts->closes[socket->closer], 1);
+	if (events & EVENT_FAILED && socket->failure < TCP_FAILURE_COUNT)
+		add(&counts->failures[socket->failure], 1);
+	if (events & EVENT_RESET_SENT)
+		add(&counts->resets[TCP_RESET_SENT], 1);
+	if (events & EVENT_RESET_RECEIVED)
+		add(&counts->resets[TCP_RESET_RECEIVED], 1);
+}
+
+/* Add what is new of a socket to its row; 0 if the entry has gone. */
+static __always_inline int count_progress(struct tcp_socket *socket, __u64 began_ns, const struct progress *now,
+					  int is_last)
+{
+	struct difference news = {};
+	struct tcp_counts *counts;
+	__u64 ns;
+
+	if (!take(socket, began_ns, now, is_last, &news))
+		return 0;
+	if (!news.events && !news.sent && !news.received && !news.segments_sent && !news.segments_received)
+		return 1;
+	counts = row_of(socket);
+	if (!counts)
+		return 1;
+	if (news.events)
+		count_events(counts, socket, news.events);
+	if (news.sent)
+		add(&counts->sent_bytes, news.sent);
+	if (news.received)
+		add(&counts->received_bytes, news.received);
+	if (news.segments_sent)
+		add(&counts->segments_sent, news.segments_sent);
+	if (news.segments_received) {
+		add(&counts->segments_received, news.segments_received);
+		if (now->srtt_us) {
+			ns = (__u64)now->srtt_us * NS_PER_US;
+			add(&counts->rtt_ns, ns);
+			histogram_add(counts->rtt, ns, RTT_SHIFT, RTT_SLOTS);
+		}
+	}
+	return 1;
+}
+
+#endif

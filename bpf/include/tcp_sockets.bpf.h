@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The sockets that are followed: what is known of each between its events, and what of it is counted. */
+#ifndef TIDEGATE_TCP_SOCKETS_BPF_H
+#define TIDEGATE_TCP_SOCKETS_BPF_H
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+#include "cgroup.bpf.h"
+#include "kernel.bpf.h"
+#include "tcp.h"
+#include "tcp_rows.bpf.h"
+
+#define IPPROTO_TCP   6
+#define SHUTDOWN_MASK 3
+
+/* What can become of a connection, each once. */
+enum event {
+	EVENT_CONNECT = 1 << 0, /* began to open it */
+	EVENT_ESTABLISHED = 1 << 1,
+	EVENT_ADOPTED = 1 << 2, /* was open before the programs were attached */
+	EVENT_CLOSED = 1 << 3,  /* established or adopted, and closed by the service or ended */
+	EVENT_CLOSER = 1 << 4,  /* who began to close is known */
+	EVENT_FAILED = 1 << 5,
+	EVENT_RESET_SENT = 1 << 6,
+	EVENT_RESET_RECEIVED = 1 << 7,
+	EVENT_ENDED = 1 << 8, /* is in the state CLOSE */
+};
+
+/* An entry is made when a connection begins and goes when its socket is destroyed. The events of a socket
+ * come one after the other, under its lock, and only note what happened. The row is written by the walk, and
+ * at the end for the rest. Those two may meet, so what is counted already changes under the entry's own lock.
+ */
+struct tcp_socket {
+	__u64 sk;
+	__u64 began_ns; /* never the same for two connections of one socket */
+	struct tcp_key key;
+	__u64 syn_ns; /* client: the connect began; 0 if that was not seen */
+	__u64 established_ns;
+	__u64 closed_ns;
+	__u32 retransmits; /* counted so far; changed by the socket's own events alone */
+	__u32 segs_out;    /* when the connect began */
+	__be16 source_port; /* then: of bind(), or stale from an earlier connect */
+	__u16 noted;        /* enum event */
+	__u8 closer;        /* enum tcp_closer */
+	__u8 failure;       /* enum tcp_failure */
+	__u8 in_other;
+	__u8 pad;
+	/* counted so far, under the lock */
+	struct bpf_spin_lock lock;
+	__u16 counted; /* enum event */
+	__u16 gone;
+	__u32 segments_sent;
+	__u32 segments_received;
+	__u64 sent;
+	__u64 received;
+};
+
+/* By the socket's address. Socket storage would be at hand without a key, but costs 1.2 us to make and free,
+ * a hash 0.3 us (docs/architecture.md).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536); /* set by the agent */
+	__type(key, __u64);
+	__type(value, struct tcp_socket);
+} tcp_sockets SEC(".maps");
+
+static struct tcp_socket *known_socket(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	return bpf_map_lookup_elem(&tcp_sockets, &key);
+}
+
+static int has(const struct tcp_socket *socket, enum event event)
+{
+	return socket->noted & event;
+}
+
+static void note(struct tcp_socket *socket, enum event event)
+{
+	socket->noted |= event;
+}
+
+/* The row of a socket. One that once found no place stays in other, so that its open and its close meet. */
+static struct tcp_counts *row_of(struct tcp_socket *socket)
+{
+	struct tcp_counts *counts;
+
+	if (!socket->in_other) {
+		counts = own_row(&socket->key);
+		if (counts)
+			return counts;
+		socket->in_other = 1;
+	}
+	lose(TCP_LOSS_ROWS_FULL, 1);
+	return other_row(socket->key.role);
+}
+
+static void remote_endpoint(const struct sock *sk, struct tcp_key *key)
+{
+	const struct sock_common *common = &sk->__sk_common;
+	const __be32 *v6 = common->skc_v6_daddr.in6_u.u6_addr32;
+
+	key->role = TCP_ROLE_CLIENT;
+	key->port = bpf_ntohs(common->skc_dport);
+	key->family = 4;
+	if (common->skc_family != AF_INET6) {
+		key->address[0] = common->skc_daddr;
+	} else if (!v6[0] && !v6[1] && v6[2] == bpf_htonl(0xffff)) { /* ::ffff:a.b.c.d */
+		key->address[0] = v6[3];
+	} else {
+		key->address[0] = v6[0];
+		key->address[1] = v6[1];
+		key->address[2] = v6[2];
+		key->address[3] = v6[3];
+		key->family = 6;
+	}
+}
+
+static void local_endpoint(const struct sock *sk, struct tcp_key *key)
+{
+	key->role = TCP_ROLE_SERVER;
+	key->port = sk->__sk_common.skc_num;
+}
+
+/* The row of a port on which a service listens. */
+static struct tcp_counts *listener_row(const struct sock *sk)
+{
+	struct tcp_key key = { .cgroup = socket_cgroup(sk) };
+
+	local_endpoint(sk, &key);
+	return any_row(&key);
+}
+
+#endif

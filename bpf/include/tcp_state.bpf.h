@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What each change of a socket's state says of its connection. */
+#ifndef TIDEGATE_TCP_STATE_BPF_H
+#define TIDEGATE_TCP_STATE_BPF_H
+
+#include "kernel.bpf.h"
+#include "tcp_adopt.bpf.h"
+#include "tcp_failure.bpf.h"
+#include "tcp_progress.bpf.h"
+#include "tcp_retransmit.bpf.h"
+#include "tcp_sockets.bpf.h"
+
+/* The kernel leaves out a program that is already running on the CPU: a softirq that changes a socket's
+ * state while the program works for a process would go uncounted (05b24ff9b2cf "bpf: Prevent bpf program
+ * recursion for raw tracepoint probes"). So the programs are attached twice, and each event is done by the
+ * first pass that runs: while one of the two is interrupted, the other is free, and there is no third level.
+ * That all is done tells the CPU's last event, or else the socket's entry, which changes under its lock.
+ */
+enum pass {
+	PASS_FIRST = 1,
+	PASS_SECOND = 2,
+};
+
+static void close_by(struct tcp_socket *socket, enum tcp_closer closer)
+{
+	if (has(socket, EVENT_CLOSER))
+		return;
+	socket->closer = closer;
+	note(socket, EVENT_CLOSER);
+}
+
+static int is_connecting(const struct tcp_socket *socket)
+{
+	return (socket->noted & (EVENT_CONNECT | EVENT_ESTABLISHED | EVENT_ENDED)) == EVENT_CONNECT;
+}
+
+static enum tcp_closer closer_of(const struct sock *sk)
+{
+	switch (sk->sk_err) {
+	case 0:
+	case ECONNABORTED: /* ss -K */
+		return TCP_CLOSER_LOCAL;
+	case ECONNRESET:
+	case EPIPE:
+		return TCP_CLOSER_REMOTE;
+	}
+	return TCP_CLOSER_TIMEOUT;
+}
+
+static void fail(struct tcp_socket *socket, enum tcp_failure failure)
+{
+	socket->failure = failure;
+	note(socket, EVENT_FAILED);
+}
+
+/* The handshake was completed and no program saw it, so how long it took is not known. */
+static void establish_late(struct tcp_socket *socket)
+{
+	socket->established_ns = socket->syn_ns;
+	note(socket, EVENT_ESTABLISHED);
+	lose(TCP_LOSS_LATE, 1);
+}
+
+/* For the service the connection is closed. */
+static void close(struct tcp_socket *socket)
+{
+	if (has(socket, EVENT_CLOSED))
+		return;
+	socket->closed_ns = bpf_ktime_get_ns();
+	note(socket, EVENT_CLOSED);
+}
+
+/* The end of a connection that was established. */
+static void end_established(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *known)
+{
+	close_by(known, closer_of(sk));
+	if (has(known, EVENT_CLOSED))
+		return;
+	close(known);
+	if (has(known, EVENT_CONNECT) && sk->sk_err == ECONNRESET && !tp->bytes_received)
+		fail(known, TCP_FAILURE_RESET);
+}
+
+/* The connection is over: note how, and count all of it but what the socket does on its way out. */
+static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *known, int oldstate,
+		int is_late)
+{
+	struct progress now;
+
+	if (is_late)
+		lose(TCP_LOSS_LATE, 1);
+	if (!is_connecting(known)) {
+		end_established(sk, tp, known);
+	} else if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV) {
+		fail(known, is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, known));
+	} else {
+		establish_late(known);
+		end_established(sk, tp, known);
+	}
+	note(known, EVENT_ENDED);
+	count_unseen_retransmits(sk, tp, known);
+	read_progress(&now, tp);
+	count_progress(known, known->began_ns, &now, 0);
+}
+
+/* Forget a socket, after what it may have done since its end. */
+static void forget(const struct tcp_sock *tp, struct tcp_socket *known)
+{
+	__u64 key = known->sk;
+	struct progress now;
+
+	read_progress(&now, tp);
+	count_progress(known, known->began_ns, &now, 1);
+	bpf_map_delete_elem(&tcp_sockets, &key);
+}
+
+/* Remember a new connection; 1 if there is no place, so that the second pass tries again. Only the failure of
+ * the second pass is a loss: it comes last. */
+static int begin(struct tcp_socket *socket, enum pass pass)
+{
+	__u64 key = socket->sk;
+
+	if (!bpf_map_update_elem(&tcp_sockets, &key, socket, BPF_ANY))
+		return 0;
+	if (pass == PASS_SECOND)
+		lose(TCP_LOSS_UNTRACKED, 1);
+	return 1;
+}
+
+static int connecting(struct sock *sk, enum pass pass)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_socket *known = known_socket(sk), socket = {};
+	struct progress now;
+
+	if (!tp)
+		return 0;
+	if (known) {
+		if (pass == PASS_SECOND && is_connecting(known))
+			return 0;
+		if (!has(known, EVENT_ENDED))
+			end(sk, tp, known, TCP_SYN_SENT, 1);
+		forget(tp, known);
+	}
+	read_progress(&now, tp); /* of the connects before, where the socket is used again */
+	socket.sk = (__u64)sk;
+	socket.syn_ns = socket.began_ns = bpf_ktime_get_ns();
+	socket.noted = EVENT_CONNECT;
+	socket.key.cgroup = socket_cgroup(sk);
+	remote_endpoint(sk, &socket.key);
+	socket.sent = now.sent;
+	socket.received = now.received;
+	socket.segments_sent = socket.segs_out = now.segments_sent;
+	socket.segments_received = now.segments_received;
+	socket.retransmits = tp->total_retrans;
+	socket.source_port = ((struct inet_sock *)tp)->inet_sport;
+	return begin(&socket, pass);
+}
+
+static int established(struct sock *sk, int oldstate, enum pass pass)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_socket *known = known_socket(sk), socket = {};
+	__u64 now;
+
+	if (!tp)
+		return 0;
+	now = tp->tcp_clock_cache; /* of the segment that completed the handshake */
+	if (known) {
+		if (is_connecting(known)) {
+			known->established_ns = now > known->syn_ns ? now : bpf_ktime_get_ns();
+			note(known, EVENT_ESTABLISHED);
+		}
+		return 0;
+	}
+	/* Any other's connect began before the programs were attached. */
+	if (oldstate != TCP_SYN_RECV)
+		return 0;
+	socket.sk = (__u64)sk;
+	socket.established_ns = socket.began_ns = now;
+	socket.noted = EVENT_ESTABLISHED;
+	socket.key.cgroup = socket_cgroup(sk);
+	local_endpoint(sk, &socket.key);
+	socket.retransmits = tp->total_retrans; /* those of the SYN-ACK */
+	return begin(&socket, pass);
+}
+
+/* One side has ended its direction by a FIN, the first or the second. */
+static int finishing(struct sock *sk, enum tcp_closer closer)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_socket *known;
+
+	if (!tp)
+		return 0;
+	known = known_or_adopted(sk, tp);
+	if (!known)
+		return 0;
+	if (is_connecting(known))
+		establish_late(known);
+	close_by(known, closer);
+	/* Shut down both ways: for the service it is closed, whatever the kernel has still to exchange. */
+	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
+		close(known);
+	return 0;
+}
+
+static int ended(struct sock *sk, int oldstate)
+{
+	struct tcp_socket *known = known_socket(sk);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (known && tp && !has(known, EVENT_ENDED))
+		end(sk, tp, known, oldstate, 0);
+	return 0;
+}
+
+static int on_destroy(struct sock *sk)
+{
+	struct tcp_socket *known = known_socket(sk);
+	struct tcp_sock *tp;
+
+	if (!known)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	if (!has(known, EVENT_ENDED))
+		end(sk, tp, known, TCP_SYN_SENT, 1);
+	forget(tp, known);
+	return 0;
+}
+
+/* Returns 1 where the event is still to be done. */
+static __always_inline int on_state(struct sock *sk, int oldstate, int newstate, enum pass pass)
+{
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	switch (newstate) {
+	case TCP_SYN_SENT:
+		return connecting(sk, pass);
+	case TCP_SYN_RECV:
+		/* The child has its address from a socket of before, of which nothing must be left. */
+		return oldstate == TCP_LISTEN ? on_destroy(sk) : 0;
+	case TCP_ESTABLISHED:
+		return established(sk, oldstate, pass);
+	case TCP_FIN_WAIT1:
+		return finishing(sk, TCP_CLOSER_LOCAL);
+	case TCP_CLOSE_WAIT:
+	case TCP_LAST_ACK:
+		return finishing(sk, TCP_CLOSER_REMOTE);
+	case TCP_CLOSE:
+		return ended(sk, oldstate);
+	}
+	return 0;
+}
+
+#endif

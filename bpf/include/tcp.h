@@ -85,9 +85,9 @@ struct tcp_counts {
 	__u64 closes[TCP_CLOSER_COUNT];
 	__u64 retransmits[TCP_RETRANSMIT_COUNT]; /* segments */
 	__u64 resets[TCP_RESET_COUNT];
-	__u64 sent_bytes;        /* payload, each byte once */
-	__u64 received_bytes;    /* payload, in order */
-	__u64 segments_sent;     /* all that the socket sent, retransmits included */
+	__u64 sent_bytes;     /* payload, each byte once */
+	__u64 received_bytes; /* payload, in order */
+	__u64 segments_sent;  /* all that the socket sent, retransmits included */
 	__u64 segments_received;
 	/* sums over the histograms */
 	__u64 handshake_ns;

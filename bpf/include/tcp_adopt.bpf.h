@@ -9,7 +9,8 @@
 
 static int has_fin_queued(int state)
 {
-	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK;
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
 }
 
 /* Whether this side opened the connection. The SYN of one that did is acknowledged like a byte (tcp_ack() in
@@ -52,6 +53,7 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 		socket.counted = EVENT_ADOPTED | EVENT_CLOSED;
 	}
 	bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST);
+	count_unless_walked(sk, tp);
 	return bpf_map_lookup_elem(&tcp_sockets, &key);
 }
 

@@ -44,7 +44,8 @@ static __u32 count_retransmits(const struct sock *sk, const struct tcp_sock *tp,
 }
 
 /* The rest at the end of a connection: retransmits of which no program heard, so their kind is a guess. */
-static void count_unseen_retransmits(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *known)
+static void count_unseen_retransmits(const struct sock *sk, const struct tcp_sock *tp,
+				     struct tcp_socket *known)
 {
 	__u32 segments = count_retransmits(sk, tp, known);
 
@@ -62,6 +63,7 @@ static int on_retransmit(const struct sock *sk)
 	known = known_or_adopted(sk, tp);
 	if (known)
 		count_retransmits(sk, tp, known);
+	count_unless_walked(sk, tp);
 	return 0;
 }
 

@@ -37,8 +37,8 @@ struct tcp_socket {
 	__u64 syn_ns; /* client: the connect began; 0 if that was not seen */
 	__u64 established_ns;
 	__u64 closed_ns;
-	__u32 retransmits; /* counted so far; changed by the socket's own events alone */
-	__u32 segs_out;    /* when the connect began */
+	__u32 retransmits;  /* counted so far; changed by the socket's own events alone */
+	__u32 segs_out;     /* when the connect began */
 	__be16 source_port; /* then: of bind(), or stale from an earlier connect */
 	__u16 noted;        /* enum event */
 	__u8 closer;        /* enum tcp_closer */

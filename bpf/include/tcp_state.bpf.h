@@ -116,12 +116,14 @@ static void forget(const struct tcp_sock *tp, struct tcp_socket *known)
 
 /* Remember a new connection; 1 if there is no place, so that the second pass tries again. Only the failure of
  * the second pass is a loss: it comes last. */
-static int begin(struct tcp_socket *socket, enum pass pass)
+static int begin(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *socket, enum pass pass)
 {
-	__u64 key = socket->sk;
+	__u64 key = socket->sk = (__u64)sk;
 
-	if (!bpf_map_update_elem(&tcp_sockets, &key, socket, BPF_ANY))
+	if (!bpf_map_update_elem(&tcp_sockets, &key, socket, BPF_ANY)) {
+		count_unless_walked(sk, tp);
 		return 0;
+	}
 	if (pass == PASS_SECOND)
 		lose(TCP_LOSS_UNTRACKED, 1);
 	return 1;
@@ -143,7 +145,6 @@ static int connecting(struct sock *sk, enum pass pass)
 		forget(tp, known);
 	}
 	read_progress(&now, tp); /* of the connects before, where the socket is used again */
-	socket.sk = (__u64)sk;
 	socket.syn_ns = socket.began_ns = bpf_ktime_get_ns();
 	socket.noted = EVENT_CONNECT;
 	socket.key.cgroup = socket_cgroup(sk);
@@ -154,7 +155,7 @@ static int connecting(struct sock *sk, enum pass pass)
 	socket.segments_received = now.segments_received;
 	socket.retransmits = tp->total_retrans;
 	socket.source_port = ((struct inet_sock *)tp)->inet_sport;
-	return begin(&socket, pass);
+	return begin(sk, tp, &socket, pass);
 }
 
 static int established(struct sock *sk, int oldstate, enum pass pass)
@@ -170,19 +171,19 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 		if (is_connecting(known)) {
 			known->established_ns = now > known->syn_ns ? now : bpf_ktime_get_ns();
 			note(known, EVENT_ESTABLISHED);
+			count_unless_walked(sk, tp);
 		}
 		return 0;
 	}
 	/* Any other's connect began before the programs were attached. */
 	if (oldstate != TCP_SYN_RECV)
 		return 0;
-	socket.sk = (__u64)sk;
 	socket.established_ns = socket.began_ns = now;
 	socket.noted = EVENT_ESTABLISHED;
 	socket.key.cgroup = socket_cgroup(sk);
 	local_endpoint(sk, &socket.key);
 	socket.retransmits = tp->total_retrans; /* those of the SYN-ACK */
-	return begin(&socket, pass);
+	return begin(sk, tp, &socket, pass);
 }
 
 /* One side has ended its direction by a FIN, the first or the second. */
@@ -202,6 +203,7 @@ static int finishing(struct sock *sk, enum tcp_closer closer)
 	/* Shut down both ways: for the service it is closed, whatever the kernel has still to exchange. */
 	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
 		close(known);
+	count_unless_walked(sk, tp);
 	return 0;
 }
 

@@ -19,7 +19,8 @@ static int is_left_behind(const struct sock *sk, struct tcp_socket *known)
 {
 	__u64 now;
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE || !(BPF_CORE_READ(sk, __sk_common.skc_flags) & 1 << SOCK_DEAD))
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE ||
+	    !(BPF_CORE_READ(sk, __sk_common.skc_flags) & 1 << SOCK_DEAD))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (!known->closed_ns) {

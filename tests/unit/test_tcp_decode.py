@@ -2,8 +2,8 @@
 """Rows as the kernel wrote them (6.18, x86_64), recorded beside this file in data/.
 
 What was done meanwhile: three connections to 127.0.0.1:18080 of 20 ms, each with a request of 100 bytes, an answer
-of 1,000 and the client's close; one that stayed open to it as ::ffff:127.0.0.1, one that stayed open to [::1]:18081;
-two to 127.0.0.1:1, where nobody listens.
+of 1,000 and the client's close; one that stayed open to it as ::ffff:127.0.0.1, one that stayed open to
+[::1]:18081; two to 127.0.0.1:1, where nobody listens.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def try_object(path: Path) -> ObjectReport:
     try:
         with BpfObject(path) as bpf:
             bpf.load()
-            return ObjectReport(name, True, [try_attach(program) for program in bpf.programs.values()])
+            return ObjectReport(name, True, [try_attach(program, bpf) for program in bpf.programs.values()])
     except TidegateError as error:
         reason = str(error)
     with BpfObject(path) as bpf:
@@ -123,20 +123,26 @@ def try_alone(path: Path, name: str) -> ProgramReport:
             bpf.load()
         except TidegateError as error:
             return ProgramReport(name, program.section, False, False, str(error))
-        return try_attach(program)
+        return try_attach(program, bpf)
 
 
-def try_attach(program: Program) -> ProgramReport:
+def try_attach(program: Program, bpf: BpfObject) -> ProgramReport:
     """Attach a loaded program to what its section says, here, and detach it again."""
     try:
-        attach(program).close()
+        attach(program, bpf).close()
     except TidegateError as error:
         return ProgramReport(program.name, program.section, True, False, str(error))
     return ProgramReport(program.name, program.section, True, True)
 
 
-def attach(program: Program) -> Link:
-    """Attach a program: XDP to the loopback, what works on a cgroup to the topmost, the rest by its section."""
+def attach(program: Program, bpf: BpfObject) -> Link:
+    """Attach a program: XDP to the loopback, what works on a cgroup to the topmost, the rest by its section.
+
+    An iterator over a map's elements is made for the map that it is written for.
+    """
+    if program.is_iterator:
+        over_map = program.section == "iter/bpf_map_elem"
+        return program.attach_iterator(bpf.maps["tcp_sockets"] if over_map else None)
     kind = program.section.partition("/")[0].partition(".")[0]
     if kind == "xdp":
         return program.attach_xdp(socket.if_nametoindex("lo"))

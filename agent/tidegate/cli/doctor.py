@@ -14,6 +14,7 @@ from tidegate.features import features, unseen_failures
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
+from tidegate.signals import tcp
 
 _OBJECTS = {"tcp": "connections, failures and handshakes", "cgroup": "names of services that live shortly"}
 
@@ -35,6 +36,8 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 def _load(name: str, purpose: str) -> Feature:
     """Load an object for real, without attaching it: what the verifier accepts works."""
     try:
+        if name == "tcp":
+            return _load_tcp()
         with BpfObject.named(name) as bpf:
             bpf.load()
     except TidegateError as error:
@@ -45,6 +48,19 @@ def _load(name: str, purpose: str) -> Feature:
             remedy="mend what stands above; if all of it is ok, report this with the kernel's version",
         )
     return Feature(name=f"programs:{name}", state=State.OK)
+
+
+def _load_tcp() -> Feature:
+    bpf, refusal = tcp.load(max_rows=64, max_sockets=64)
+    bpf.close()
+    if not refusal:
+        return Feature(name="programs:tcp", state=State.OK)
+    return Feature(
+        name="programs:tcp",
+        state=State.DEGRADED,
+        reason=f"{refusal}, so their bytes are counted when a connection's state changes and at its end",
+        remedy="a later kernel; Linux 6.1 has what the walk needs",
+    )
 
 
 def _line(feature: Feature) -> str:

@@ -142,8 +142,8 @@ static struct bpf_link *tidegate_attach_iter(const struct bpf_program *prog, int
  * stand one after the other from offset on. Writes pairs of slot and count, and for each histogram of each
  * value the number of its pairs; returns the number of all. The room must do for every slot.
  */
-static __u32 tidegate_sparse(const void *values, __u32 count, __u32 value_size, __u32 offset, const __u32 *slots,
-			     __u32 histograms, __u32 *pairs, __u32 *lengths)
+static __u32 tidegate_sparse(const void *values, __u32 count, __u32 value_size, __u32 offset,
+			     const __u32 *slots, __u32 histograms, __u32 *pairs, __u32 *lengths)
 {
 	__u32 v, h, s, total = 0;
 

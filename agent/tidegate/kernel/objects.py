@@ -96,6 +96,11 @@ class Program:
         """The loaded program's descriptor."""
         return int(lib.bpf_program__fd(self._pointer))
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the kernel has it: not before the load, nor where it was left out."""
+        return self.fd >= 0
+
     def skip(self) -> None:
         """Leave this program out when the object is loaded."""
         check(lib.bpf_program__set_autoload(self._pointer, False), f"program {self.name}: skip")
@@ -205,7 +210,7 @@ class BpfObject:
     def attach(self) -> Self:
         """Attach every loaded program but iterators to what its section names, until the object is closed."""
         for program in self.programs.values():
-            if not program.is_iterator:
+            if program.is_loaded and not program.is_iterator:
                 self.links.append(program.attach())
         return self
 

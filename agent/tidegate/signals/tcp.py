@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Self
 
+from tidegate.errors import KernelError
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import Map, SparseHistograms, SwappedTables
 from tidegate.kernel.namespaces import network_namespaces, run_in_each
-from tidegate.kernel.objects import BpfObject, map_health
+from tidegate.kernel.objects import BpfObject, Link, map_health
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
@@ -61,6 +63,40 @@ class Decoder:
             yield _COUNTERS.unpack_from(values, i * size), histograms[i]
 
 
+def load(max_rows: int, max_sockets: int) -> tuple[BpfObject, str]:
+    """Load the programs, not yet attached.
+
+    Without the walk where the kernel refuses that; the second value is the reason then, else empty.
+    """
+    try:
+        return _load(max_rows, max_sockets, walks=True), ""
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        refusal = error
+    # What else may be wrong is wrong without it too, and then raised.
+    bpf = _load(max_rows, max_sockets, walks=False)
+    verdict = next((line for line in reversed(refusal.log) if not line.startswith("libbpf:")), str(refusal))
+    return bpf, f"the kernel refuses the walk over open connections ({verdict.strip()})"
+
+
+def _load(max_rows: int, max_sockets: int, *, walks: bool) -> BpfObject:
+    bpf = BpfObject.named("tcp")
+    try:
+        # The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
+        for table in ("tcp_rows_a", "tcp_rows_b"):
+            bpf.set_max_entries(table, max_rows)
+        bpf.set_max_entries("tcp_sockets", max_sockets)
+        if not walks:
+            bpf.set_constant("walks", bytes(1))
+            bpf.programs["tcp_walk"].skip()
+        row = (layouts.TCP_KEY.size, layouts.TCP_COUNTS.size)
+        return bpf.load({"tcp_rows_a": row, "tcp_rows_b": row, "tcp_other": (4, row[1])})
+    except BaseException:
+        bpf.close()
+        raise
+
+
 class TcpSignal:
     """The running TCP programs and what they have counted since the last read."""
 
@@ -68,13 +104,15 @@ class TcpSignal:
         self.bpf = bpf
         tables = [bpf.maps["tcp_rows_a"], bpf.maps["tcp_rows_b"]]
         self._rows = SwappedTables(bpf.maps["tcp_rows"], tables, BATCH)
-        self._walk = bpf.programs["tcp_walk"].attach_iterator(bpf.maps["tcp_sockets"])
-        bpf.links.append(self._walk)
+        self._walk: Link | None = None
+        if bpf.programs["tcp_walk"].is_loaded:
+            self._walk = bpf.programs["tcp_walk"].attach_iterator(bpf.maps["tcp_sockets"])
+            bpf.links.append(self._walk)
         self._decoder = Decoder()
         self._other = bpf.maps["tcp_other"]
         self._seen_other = [bytes(self._other.value_size)] * layouts.TcpRole.COUNT
         self.rows = 0
-        self.sockets = 0
+        self.sockets: int | None = None
         self.unadopted: list[str] = []
 
     @classmethod
@@ -84,19 +122,13 @@ class TcpSignal:
         ``max_rows`` is how many (service, role, endpoint) one interval may have, ``max_sockets`` how many
         connections are followed at a time.
         """
-        bpf = BpfObject.named("tcp")
+        bpf, _ = load(max_rows, max_sockets)
         try:
-            # The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
-            for table in ("tcp_rows_a", "tcp_rows_b"):
-                bpf.set_max_entries(table, max_rows)
-            bpf.set_max_entries("tcp_sockets", max_sockets)
-            row = (layouts.TCP_KEY.size, layouts.TCP_COUNTS.size)
-            bpf.load({"tcp_rows_a": row, "tcp_rows_b": row, "tcp_other": (4, row[1])}).attach()
+            signal = cls(bpf.attach())
+            signal.adopt()
         except BaseException:
             bpf.close()
             raise
-        signal = cls(bpf)
-        signal.adopt()
         return signal
 
     def adopt(self) -> None:
@@ -110,7 +142,8 @@ class TcpSignal:
 
     def read(self) -> list[Record]:
         """Return what was counted since the last read, the progress of open connections included."""
-        self.sockets = len(self._walk.read())
+        if self._walk is not None:
+            self.sockets = len(self._walk.read())
         records: list[Record] = []
         for _, keys, values in self._rows.drain():
             records.extend(self._decoder.records(keys, values))

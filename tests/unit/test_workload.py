@@ -36,6 +36,33 @@ def test_recorded_tree_says_where_it_is_from(tree: Path) -> None:
     assert tree.read_text(encoding="utf-8").startswith("# ")
 
 
+def processes(name: str) -> list[dict[str, tuple[str, Service]]]:
+    """Return recorded processes of hybrid hosts: path and service by hierarchy, cgroup2 as an empty name."""
+    text = (TREES.with_name("hybrid") / name).read_text(encoding="utf-8")
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    found = []
+    for block in lines.split("\n\n"):
+        rows = [line.split("\t") for line in block.splitlines()]
+        found.append({hierarchy: (path, Service(*labels)) for hierarchy, path, *labels in rows})
+    return found
+
+
+@pytest.mark.parametrize("name", ["mirrored.txt", "runc-1.0.txt"])
+def test_recorded_process_of_a_hybrid_host(name: str) -> None:
+    for process in processes(name):
+        assert {h: (path, service_of(path)) for h, (path, _) in process.items()} == process
+
+
+def test_cgroup2_and_systemds_hierarchy_name_the_same_service() -> None:
+    for process in processes("mirrored.txt"):
+        assert process[""] == process["name=systemd"]
+
+
+def test_cgroup2_names_the_engine_where_an_old_runc_left_the_container_there() -> None:
+    for process in processes("runc-1.0.txt"):
+        assert process[""][1] == Service("containerd.service")
+
+
 def test_a_pod_keeps_what_a_resolver_needs() -> None:
     path = f"/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{ID}.scope/init.scope"
     assert workload_of(path) == Workload(Kind.POD, pod_uid=UID, container_id=ID, runtime="containerd")

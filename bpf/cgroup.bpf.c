@@ -10,7 +10,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, 512 * 1024); /* 1,000 containers of pods made and removed: 480 bytes each */
 } cgroup_events SEC(".maps");
 
 struct {

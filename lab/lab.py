@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 from pyroute2 import netns
 
 from lab.delay import DEVICE
+from lab.fleeting import Fleeting
 from lab.network import (
     DEFAULTS,
     Switch,
@@ -129,6 +130,15 @@ class Host:
         service = Service(self, name)
         self.lab.stack.callback(service.close)
         return service
+
+    def come_and_go(self, connects: Mapping[str, int], address: str, port: int) -> Fleeting:
+        """Start services that live one after the other; ``connects`` of each, by cgroup below the lab's."""
+        argv = [sys.executable, "-m", "lab.fleeting", address, str(port)]
+        process = self.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            self.lab.stack.callback(pipe.close)
+        return Fleeting(process, {str(self.lab.cgroup / path): n for path, n in connects.items()})
 
     def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[str]:
         """Run any program in this host's namespace, in no service; it is ended with the lab at the latest."""

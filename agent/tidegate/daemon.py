@@ -53,7 +53,9 @@ class Agent:
             stack.enter_context(AgentLock(socket.with_name("agent.lock")))
             stack.callback(self._close_exporter)
             self._exporter = exporter_of(config)
-            measurement = stack.enter_context(Measurement(bounds_of(config)))
+            measurement = stack.enter_context(
+                Measurement(bounds_of(config), host_root=Path(config.services.host_root))
+            )
             server = ControlServer(
                 socket,
                 version=__version__,
@@ -89,8 +91,8 @@ class Agent:
         configure(new.logging.level, new.logging.format)
         if new.metrics != old.metrics:
             self._replace_exporter(old)
-        if new.control != old.control or new.signals.tcp != old.signals.tcp:
-            log.warning("reload: control and signals.tcp take effect at the next start")
+        if _for_the_next_start(new) != _for_the_next_start(old):
+            log.warning("reload: control, signals.tcp and services.host_root take effect at the next start")
         log.info("config reloaded")
 
     async def _tick(self, measurement: Measurement, server: ControlServer) -> None:
@@ -126,6 +128,11 @@ class Agent:
         if self._exporter is not None:
             self._exporter.close()
             self._exporter = None
+
+
+def _for_the_next_start(config: Config) -> tuple[object, ...]:
+    """Return the parts of a config that a running agent doesn't change."""
+    return config.control, config.signals.tcp, config.services.host_root
 
 
 def with_losses(view: View, losses: Mapping[str, int]) -> View:

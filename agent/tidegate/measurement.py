@@ -12,7 +12,8 @@ import msgspec
 
 from tidegate import __version__, rates
 from tidegate.features import features, require
-from tidegate.identity.cgroups import CgroupWatch, Services, walk
+from tidegate.identity.cgroups import CgroupWatch, Services, tree, walk
+from tidegate.identity.containers import ContainerNames
 from tidegate.kernel.objects import Program
 from tidegate.kernel.probe import Host, node, probe
 from tidegate.model.snapshot import Health, View
@@ -36,18 +37,19 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 class Measurement:
     """Programs that are attached, names that are known, totals since the start.
 
-    A context manager; raises :class:`tidegate.errors.UnavailableError` where the host lacks what is needed.
+    ``host_root`` is where the host's / is seen. A context manager; raises
+    :class:`tidegate.errors.UnavailableError` where the host lacks what is needed.
     """
 
-    def __init__(self, bounds: Bounds, host: Host | None = None) -> None:
+    def __init__(self, bounds: Bounds, host: Host | None = None, host_root: Path = Path("/")) -> None:
         self.bounds = bounds
         host = host or probe()
         require(features(host))
         self._cgroups = CgroupWatch.start()
         try:
             # The programs first, then the walk: a cgroup made in between is seen by one of the two.
-            root = Path(host.cgroup2 or "/")
-            self._services = Services(lambda: walk(root))
+            root = tree(host_root, Path(host.cgroup2 or "/"))
+            self._services = Services(lambda: walk(root), ContainerNames.below(host_root).name_of)
             self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets)
         except BaseException:
             self._cgroups.close()

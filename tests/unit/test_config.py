@@ -72,6 +72,7 @@ BAD = {
     "metrics: {listen: '[127.0.0.1]:80'}": f"f:1:19: {LISTEN} '[127.0.0.1]:80'",
     "metrics: {listen: 12:30}": f"f:1:19: {LISTEN} '12:30'",
     "metrics: {listen: '127.0.0.1:65536'}": f"f:1:19: {LISTEN} '127.0.0.1:65536'",
+    "services: {host_root: host}": "f:1:23: services.host_root: expected an absolute path, found 'host'",
     "control: {socket: run/a.sock}": "f:1:19: control.socket: expected an absolute path, found 'run/a.sock'",
     f"control: {{socket: /{'x' * 107}}}": (
         "f:1:19: control.socket: expected a path of at most 107 bytes, found 108"
@@ -103,7 +104,7 @@ BAD = {
     "control: &a {<<: *a}": "f:1:14: control.<<: merges itself",
     "control: {<<: [3]}": "f:1:16: control.<<: expected keys with values, found '3'",
     "control: &c {queue: 3}\nservices: *c": (
-        "f:1:14: services.queue: unknown key; known here: max_rows, max_endpoints, idle"
+        "f:1:14: services.queue: unknown key; known here: max_rows, max_endpoints, idle, host_root"
     ),
     "logging: {level: off}": "f:1:18: logging.level: expected one of debug, info, warning, error, found 'off'",
     "logging: {level: info, level: info}": "f:1:24: logging.level: given twice, first at 1:11",

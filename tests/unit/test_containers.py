@@ -116,6 +116,7 @@ def test_nerdctl_is_read_again_when_it_changed(tmp_path: Path) -> None:
         '/a"} 1',
         "/nginx.service",
         "/other",
+        "/unknown",
         "/é",
         "/a\x1b[2J",
         "/" + "x" * 300,

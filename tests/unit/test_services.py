@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.identity.cgroups import Services, decode_event, text_of, walk
-from tidegate.identity.services import Service, service_of
+from tidegate.identity.cgroups import Services, decode_event, text_of, tree, walk
+from tidegate.identity.services import UNKNOWN, Service, service_of
 from tidegate.identity.workload import Kind, Workload
 from tidegate.kernel.layouts import CgroupChange
 
@@ -72,11 +72,37 @@ def test_walk_of_a_missing_tree_is_empty(tmp_path: Path) -> None:
 
 def test_cgroup_made_after_the_walk_is_known_and_keeps_its_name_when_gone() -> None:
     services = Services(lambda: [(1, "/")])
-    assert services.of(9) == Service("cgroup:9")
+    assert services.of(9) == UNKNOWN
     services.apply([event(9, CgroupChange.MADE, b"/system.slice/job.service")])
     assert services.of(9) == Service("job.service")
     services.apply([event(9, CgroupChange.REMOVED, b"/system.slice/job.service")])
     assert services.of(9) == Service("job.service")
+
+
+def test_what_has_no_cgroup_or_one_that_nobody_saw_is_one_service() -> None:
+    services = Services(lambda: [(1, "/")])
+    assert {services.of(id_) for id_ in (0, *range(100, 1100))} == {UNKNOWN}
+
+
+def test_a_gone_cgroup_that_still_has_traffic_keeps_its_name() -> None:
+    services = Services(lambda: [(1, "/"), (2, "/old.service")])
+    services.apply([removed(2, "/old.service")])
+    for id_ in range(3, 10_003):
+        services.apply([made(id_, f"/{id_}.service"), removed(id_, f"/{id_}.service")])
+        assert services.of(2) == Service("old.service")
+    assert services.of(10_002 - 4094) == Service(f"{10_002 - 4094}.service")
+    assert services.of(10_002 - 4095) == UNKNOWN
+
+
+def test_the_tree_is_the_hosts_where_that_is_seen(tmp_path: Path) -> None:
+    mounted = Path("/sys/fs/cgroup")
+    assert tree(tmp_path, mounted) == mounted
+    of_host = tmp_path / "sys/fs/cgroup"
+    of_host.mkdir(parents=True)
+    assert tree(tmp_path, mounted) == mounted
+    (of_host / "cgroup.procs").touch()
+    assert tree(tmp_path, mounted) == of_host
+    assert tree(Path("/"), of_host) == of_host
 
 
 def test_names_of_gone_cgroups_are_bounded() -> None:
@@ -85,7 +111,7 @@ def test_names_of_gone_cgroups_are_bounded() -> None:
         services.apply([event(id_, CgroupChange.MADE, b"/x/%d.service" % id_)])
         services.apply([event(id_, CgroupChange.REMOVED, b"/x/%d.service" % id_)])
     assert services.of(10_001) == Service("10001.service")
-    assert services.of(2) == Service("cgroup:2")
+    assert services.of(2) == UNKNOWN
 
 
 def test_rescan_finds_what_lost_events_would_have_told() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tidegate.identity.cgroups import text_of
-from tidegate.identity.services import OTHER, Service, is_name, service, service_of
+from tidegate.identity.services import OTHER, UNKNOWN, Service, is_name, service, service_of
 from tidegate.identity.workload import Kind, Workload, unescape, workload_of
 
 pytestmark = pytest.mark.unit
@@ -34,6 +34,33 @@ def test_recorded_tree(tree: Path) -> None:
 @pytest.mark.parametrize("tree", sorted(TREES.glob("*.txt")), ids=lambda tree: tree.stem)
 def test_recorded_tree_says_where_it_is_from(tree: Path) -> None:
     assert tree.read_text(encoding="utf-8").startswith("# ")
+
+
+def processes(name: str) -> list[dict[str, tuple[str, Service]]]:
+    """Return recorded processes of hybrid hosts: path and service by hierarchy, cgroup2 as an empty name."""
+    text = (TREES.with_name("hybrid") / name).read_text(encoding="utf-8")
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    found = []
+    for block in lines.split("\n\n"):
+        rows = [line.split("\t") for line in block.splitlines()]
+        found.append({hierarchy: (path, Service(*labels)) for hierarchy, path, *labels in rows})
+    return found
+
+
+@pytest.mark.parametrize("name", ["mirrored.txt", "runc-1.0.txt"])
+def test_recorded_process_of_a_hybrid_host(name: str) -> None:
+    for process in processes(name):
+        assert {h: (path, service_of(path)) for h, (path, _) in process.items()} == process
+
+
+def test_cgroup2_and_systemds_hierarchy_name_the_same_service() -> None:
+    for process in processes("mirrored.txt"):
+        assert process[""] == process["name=systemd"]
+
+
+def test_cgroup2_names_the_engine_where_an_old_runc_left_the_container_there() -> None:
+    for process in processes("runc-1.0.txt"):
+        assert process[""][1] == Service("containerd.service")
 
 
 def test_a_pod_keeps_what_a_resolver_needs() -> None:
@@ -90,7 +117,9 @@ def test_unescape(escaped: str, text: str) -> None:
     assert unescape(escaped) == text
 
 
-@pytest.mark.parametrize("name", ["other", "nginx.service", "/x", "a/b", "a b", "", "a\nb", "x" * 256, "-x", "é"])
+@pytest.mark.parametrize(
+    "name", ["other", "unknown", "nginx.service", "/x", "a/b", "a b", "", "a\nb", "x" * 256, "-x", "é"]
+)
 def test_a_name_that_could_be_another_label_is_not_taken(name: str) -> None:
     container = Workload(Kind.CONTAINER, container_id=ID, runtime="docker")
     assert service(container, name) == Service("docker/f0d6c251b55a")
@@ -140,7 +169,7 @@ def test_any_path_has_one_printable_service(path: str) -> None:
     found = service_of(path)
     assert found.name
     assert found.name.strip("/") or found.name == "/"
-    assert found.name != OTHER.name
+    assert found not in (OTHER, UNKNOWN)
     workload = workload_of(path)
     assert workload == workload_of(path)
     assert bool(found.container) == (workload.kind is Kind.POD and bool(workload.container_id))
@@ -161,9 +190,15 @@ def test_the_kinds_of_labels_can_be_told_apart(path: str) -> None:
 
 @given(PATHS, st.lists(st.sampled_from(["init.scope", "system.slice", "a.service", "x"]), max_size=4))
 def test_what_is_below_a_container_is_part_of_it(path: str, below: list[str]) -> None:
+    assume(path.rpartition("/")[2] not in {"lxc", "lxc.payload"})  # below these are other machines
     workload = workload_of(path)
     if workload.kind in {Kind.POD, Kind.CONTAINER, Kind.MACHINE, Kind.MONITOR}:
         assert workload_of("/".join([path, *below])) == workload
+
+
+@pytest.mark.parametrize("path", ["/lxc/lxc", "/lxc.payload/lxc", "/machine.slice/machine-lxc.scope/lxc/lxc"])
+def test_a_machine_may_be_called_like_the_directory_of_machines(path: str) -> None:
+    assert service_of(f"{path}/init.scope") == service_of(path) == Service("lxc")
 
 
 @given(st.text(max_size=300))

@@ -23,6 +23,7 @@ Size = Annotated[int, Meta(extra={"notation": units.SIZE})]
 Address = Annotated[Listen | None, Meta(extra={"notation": units.ADDRESS})]
 #: A file that must be there when the config is read.
 File = Annotated[str, Meta(extra={"notation": units.FILE})]
+Directory = Annotated[str, Meta(extra={"notation": units.DIRECTORY})]
 SocketPath = Annotated[str, Meta(extra={"notation": units.SOCKET})]
 
 
@@ -45,11 +46,12 @@ class Signals(Section, frozen=True, kw_only=True):
 
 
 class Services(Section, frozen=True, kw_only=True):
-    """How many rows are kept."""
+    """How many rows are kept, and where the host's files are that name containers."""
 
     max_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     max_endpoints: Annotated[int, Meta(ge=1, le=1_000_000)] = 200
     idle: Annotated[Duration, Meta(ge=1)] = 900.0
+    host_root: Directory = "/"
 
 
 class Tls(Section, frozen=True, kw_only=True):

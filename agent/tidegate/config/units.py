@@ -144,6 +144,13 @@ def socket_path(text: str) -> str:
     return text
 
 
+def directory(text: str) -> str:
+    """Read the path of a directory: absolute; whether it is there is not asked here."""
+    if not text.startswith("/"):
+        raise ValueError(f"expected an absolute path, found {quoted(text)}")
+    return plain_text(text)
+
+
 def quoted(text: str) -> str:
     """Show a text of a user on one line, shortened."""
     return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
@@ -155,3 +162,4 @@ SIZE = Notation(size, size_text, f"^{_SIZE}$", plain_numbers=True)
 ADDRESS = Notation(listen, none="off")
 FILE = Notation(file)
 SOCKET = Notation(socket_path, pattern="^/")
+DIRECTORY = Notation(directory, pattern="^/")

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from tidegate.identity.services import KERNEL, Service, service
+from tidegate.identity.services import UNKNOWN, Service, service
 from tidegate.identity.workload import Kind, Workload, workload_of
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import RingBuffer
@@ -61,6 +61,15 @@ def walk(root: Path) -> Iterator[tuple[int, str]]:
             yield entry.inode(), text_of(below)
 
 
+def tree(host_root: Path, mounted: Path) -> Path:
+    """Return the directory of the cgroup tree: the host's, as seen below ``host_root``, else ``mounted``.
+
+    In a container with a cgroup namespace of its own, what is mounted is the container's part of the tree.
+    """
+    of_host = host_root / mounted.relative_to("/")
+    return of_host if (of_host / "cgroup.procs").is_file() else mounted
+
+
 def _no_name(_: Workload) -> str:
     return ""
 
@@ -69,9 +78,9 @@ class Services:
     """The service of each cgroup id; knows every cgroup that lived since the start, however shortly.
 
     ``walk`` gives the cgroups that are there. A cgroup that is gone keeps its name while it is among the last
-    4,096 that went: its sockets may outlive it. ``name_of`` says what a container is called, or an empty string;
-    as engines may write that down after the cgroup is made, it is asked again with each ``apply`` for a minute,
-    and until then the container goes by its id. ``clock`` is monotonic seconds.
+    4,096 that went or were asked for: its sockets may outlive it. ``name_of`` says what a container is called, or
+    an empty string; as engines may write that down after the cgroup is made, it is asked again with each ``apply``
+    for a minute, and until then the container goes by its id. ``clock`` is monotonic seconds.
     """
 
     def __init__(
@@ -113,10 +122,15 @@ class Services:
         self._find_names(_NAMES_AT_A_TIME)
 
     def of(self, cgroup: int) -> Service:
-        """Return the service of a cgroup id; one that nobody knows is named by its number."""
-        if not cgroup:
-            return KERNEL
-        return self._here.get(cgroup) or self._gone.get(cgroup) or Service(f"cgroup:{cgroup}")
+        """Return the service of a cgroup id.
+
+        All that nobody knows are one service: an id alone leads to nothing, and there may be any number of them.
+        """
+        found = self._here.get(cgroup)
+        if found is None and cgroup in self._gone:
+            # To the end of the table: what still has traffic is dropped last.
+            found = self._gone[cgroup] = self._gone.pop(cgroup)
+        return found or UNKNOWN
 
     def _service(self, path: str) -> Service:
         workload = workload_of(path)

@@ -93,8 +93,13 @@ def workload_of(path: str) -> Workload:
     """
     parts = _components(path)
     found: Workload | None = None
+    begins = -1
     for depth in range(len(parts)):
-        found = _entered(found, parts, depth) or found
+        # The name of a workload's own cgroup says nothing of what is below it: a machine may be called lxc.
+        parent = parts[depth - 1] if depth - 1 not in (-1, begins) else ""
+        entered = _entered(found, parts, depth, parent)
+        if entered:
+            found, begins = entered, depth
     if found:
         return found
     unit = _unit(parts)
@@ -135,13 +140,12 @@ def _components(path: str) -> list[str]:
     return parts
 
 
-def _entered(outer: Workload | None, parts: list[str], depth: int) -> Workload | None:
+def _entered(outer: Workload | None, parts: list[str], depth: int, parent: str) -> Workload | None:
     """Return what begins at ``parts[depth]``, if that is more to the point than what is around it."""
     uid = _pod_uid(parts, depth)
     if uid:
         return Workload(Kind.POD, pod_uid=uid)
     part = parts[depth]
-    parent = parts[depth - 1] if depth else ""
     if outer and outer.kind is Kind.POD:
         return None if outer.container_id else _container_of_pod(outer.pod_uid, part)
     return _container(outer, parent, part) or _machine(parent, part)

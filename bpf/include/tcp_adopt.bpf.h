@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Connections that were open before the programs were attached. */
+/* Connections of whose begin no program knows: those from before, and those that came unseen. */
 #ifndef TIDEGATE_TCP_ADOPT_BPF_H
 #define TIDEGATE_TCP_ADOPT_BPF_H
 
@@ -24,36 +24,54 @@ static int has_connected(const struct tcp_sock *tp, int state)
 	return (__s32)(sequence - payload) - has_fin_queued(state) > 0;
 }
 
-/* Follow a connection from here on: what it did before is not counted. NULL if there is no place. */
+/* Set once all connections that were open at the start are in tcp_sockets. Whatever is connected and not
+ * there has come since, and no program saw it.
+ */
+__u8 all_are_known;
+
+/* A connection from before: what it did until now is not counted. */
+static void begin_here(struct tcp_socket *socket, const struct sock *sk, const struct tcp_sock *tp)
+{
+	struct progress now;
+
+	read_progress(&now, tp);
+	socket->noted = EVENT_ADOPTED;
+	socket->sent = now.sent;
+	socket->received = now.received;
+	socket->segments_sent = now.segments_sent;
+	socket->segments_received = now.segments_received;
+	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK) { /* the service has closed it already */
+		socket->closed_ns = socket->began_ns;
+		socket->noted |= EVENT_CLOSED;
+		socket->counted = EVENT_ADOPTED | EVENT_CLOSED;
+	}
+}
+
+/* Follow a connection that is open and not known. NULL if there is no place. */
 static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp)
 {
-	int state = sk->__sk_common.skc_state;
-	struct progress now;
+	int connected = has_connected(tp, sk->__sk_common.skc_state);
 	struct tcp_socket socket = {
 		.sk = (__u64)sk,
 		.began_ns = bpf_ktime_get_ns(),
-		.noted = EVENT_ADOPTED,
 		.retransmits = tp->total_retrans,
 	};
 	__u64 key = (__u64)sk;
 
 	socket.key.cgroup = socket_cgroup(sk);
-	if (has_connected(tp, state))
+	if (connected)
 		remote_endpoint(sk, &socket.key);
 	else
 		local_endpoint(sk, &socket.key);
-	read_progress(&now, tp);
-	socket.sent = now.sent;
-	socket.received = now.received;
-	socket.segments_sent = now.segments_sent;
-	socket.segments_received = now.segments_received;
-	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK) { /* the service has closed it already */
-		socket.closed_ns = socket.began_ns;
-		socket.noted |= EVENT_CLOSED;
-		socket.counted = EVENT_ADOPTED | EVENT_CLOSED;
+	if (!all_are_known)
+		begin_here(&socket, sk, tp);
+	else
+		socket.noted = connected ? EVENT_CONNECT | EVENT_ESTABLISHED : EVENT_ESTABLISHED;
+	if (!bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST)) {
+		if (all_are_known)
+			lose(TCP_LOSS_LATE, 1);
+		count_unless_walked(sk, tp);
 	}
-	bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST);
-	count_unless_walked(sk, tp);
 	return bpf_map_lookup_elem(&tcp_sockets, &key);
 }
 
@@ -62,7 +80,7 @@ static int is_connected(int state)
 	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || has_fin_queued(state);
 }
 
-/* The entry of a connected socket, made now if it was open before. */
+/* The entry of a connected socket, made now if no event was seen of it. */
 static struct tcp_socket *known_or_adopted(const struct sock *sk, const struct tcp_sock *tp)
 {
 	struct tcp_socket *known = known_socket(sk);

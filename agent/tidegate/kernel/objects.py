@@ -216,12 +216,23 @@ class BpfObject:
 
     def variable(self, name: str) -> int:
         """Read an unsigned global variable of a loaded object."""
+        section, place = self._variable(name)
+        return int.from_bytes(section[bytes(4)][place], "little")
+
+    def set_variable(self, name: str, value: int) -> None:
+        """Write an unsigned global variable of a loaded object that has none which its programs write."""
+        section, place = self._variable(name)
+        image = bytearray(section[bytes(4)])
+        image[place] = value.to_bytes(place.stop - place.start, "little")
+        section[bytes(4)] = bytes(image)
+
+    def _variable(self, name: str) -> tuple[Map, slice]:
         size, offset = ffi.new("__u32 *"), ffi.new("__u32 *")
         if lib.tidegate_variable(self._pointer, b".bss", name.encode(), size, offset) == ffi.NULL:
             raise KeyError(name)
         # Through the map: what libbpf keeps in memory is the initial image, not the running one.
         section = next(m for map_name, m in self.maps.items() if map_name.endswith(".bss"))
-        return int.from_bytes(section[bytes(4)][offset[0] : offset[0] + size[0]], "little")
+        return section, slice(offset[0], offset[0] + size[0])
 
     def close(self) -> None:
         """Detach and unload; twice is harmless."""

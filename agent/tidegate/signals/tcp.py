@@ -135,10 +135,12 @@ class TcpSignal:
         """Take in the connections that are open already, of every network namespace that may be entered.
 
         The reasons for those that may not are in ``unadopted``; their connections are taken in at the first that
-        happens to them.
+        happens to them. Where there are none, a connection that turns up later is new.
         """
         with self.bpf.programs["tcp_adopt"].attach_iterator() as link:
             self.unadopted = run_in_each(network_namespaces(), link.read)
+        if not self.unadopted:
+            self.bpf.set_variable("all_are_known", 1)
 
     def read(self) -> list[Record]:
         """Return what was counted since the last read, the progress of open connections included."""

@@ -24,8 +24,9 @@ static int has_connected(const struct tcp_sock *tp, int state)
 	return (__s32)(sequence - payload) - has_fin_queued(state) > 0;
 }
 
-/* Set once all connections that were open at the start are in tcp_sockets. Whatever is connected and not
- * there has come since, and no program saw it.
+/* Set once all connections that were open at the start are in tcp_sockets. Whatever is open and not there has
+ * come since, and no program saw it. Those that a dead process left half closed, in a namespace that nobody
+ * enters any more, may still be from before.
  */
 __u8 all_are_known;
 
@@ -50,7 +51,8 @@ static void begin_here(struct tcp_socket *socket, const struct sock *sk, const s
 /* Follow a connection that is open and not known. NULL if there is no place. */
 static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp)
 {
-	int connected = has_connected(tp, sk->__sk_common.skc_state);
+	int state = sk->__sk_common.skc_state, connected = has_connected(tp, state);
+	int is_new = all_are_known && !has_fin_queued(state);
 	struct tcp_socket socket = {
 		.sk = (__u64)sk,
 		.began_ns = bpf_ktime_get_ns(),
@@ -63,12 +65,12 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 		remote_endpoint(sk, &socket.key);
 	else
 		local_endpoint(sk, &socket.key);
-	if (!all_are_known)
-		begin_here(&socket, sk, tp);
-	else
+	if (is_new)
 		socket.noted = connected ? EVENT_CONNECT | EVENT_ESTABLISHED : EVENT_ESTABLISHED;
+	else
+		begin_here(&socket, sk, tp);
 	if (!bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST)) {
-		if (all_are_known)
+		if (is_new)
 			lose(TCP_LOSS_LATE, 1);
 		count_unless_walked(sk, tp);
 	}

@@ -13,15 +13,25 @@ _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 
 def network_namespaces(proc: Path = Path("/proc")) -> list[Path]:
-    """Return one path for each network namespace that a process is in, this process's own first."""
+    """Return one path for each network namespace, this process's own first.
+
+    Namespaces that a process is in, and those that are mounted somewhere, as by ``ip netns``.
+    """
+    processes = ("self", *(name for name in os.listdir(proc) if name.isdigit()))
     found: dict[int, Path] = {}
-    for process in ("self", *(name for name in os.listdir(proc) if name.isdigit())):
-        path = proc / process / "ns/net"
+    for path in (*(proc / process / "ns/net" for process in processes), *_mounted(proc)):
         try:
             found.setdefault(path.stat().st_ino, path)
-        except OSError:  # the process has ended
+        except OSError:  # the process has ended, or the mount lies under another one
             continue
     return list(found.values())
+
+
+def _mounted(proc: Path) -> list[Path]:
+    # proc_pid_mountinfo(5): field 4 is the root within the file system, here net:[INODE], field 5 where it is.
+    lines = (proc / "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    fields = [line.split() for line in lines]
+    return [Path(line[4].encode().decode("unicode_escape")) for line in fields if line[3].startswith("net:[")]
 
 
 def run_in_each(namespaces: Sequence[Path], work: Callable[[], object]) -> list[str]:

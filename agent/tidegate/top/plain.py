@@ -64,6 +64,8 @@ def draw(table: str, rows: Sequence[Any], options: Options, room: int | None) ->
     by_name = {column.name: column for column in TABLES[table]}
     names = [name for name in options.columns if name in by_name] or list(DEFAULTS[table])
     columns = [by_name[name] for name in names]
+    if not options.columns and not any(row.container for row in rows):
+        columns.remove(by_name["container"])  # as on a host without pods
     rows = [row for row in rows if not options.filter or options.filter in " ".join(texts(row, columns))]
     rows = ordered(rows, by_name.get(options.sort or ""))
     cells = [[c.title for c in columns], *(texts(row, columns) for row in rows[:room])]
@@ -86,18 +88,22 @@ def ordered(rows: Sequence[Any], column: Column | None) -> list[Any]:
             key=lambda row: (
                 -(row.failure_rate or 0.0),
                 -((row.connect_rate or 0.0) + (row.accept_rate or 0.0)),
+                -(row.sent_rate + row.received_rate),
                 -row.open,
                 row.service,
             ),
         )
     present = [row for row in rows if column.value(row) is not None]
-    present.sort(key=column.value, reverse=not any(isinstance(column.value(row), str) for row in present))
+    if column.text is reasons:
+        present.sort(key=lambda row: sum(column.value(row).values()), reverse=True)
+    else:
+        present.sort(key=column.value, reverse=not any(isinstance(column.value(row), str) for row in present))
     return present + [row for row in rows if column.value(row) is None]
 
 
 def texts(row: Any, columns: Sequence[Column]) -> list[str]:
     """Write a row's cells."""
-    return [reasons(row.failures) if c.name == "failures" else c.text(c.value(row)) for c in columns]
+    return [c.text(c.value(row)) for c in columns]
 
 
 def pad(text: str, width: int, column: Column) -> str:

@@ -102,6 +102,7 @@ def main() -> None:
             total = Results.sum((total, gateway.generate(plan(seed))))
             for result in total.endpoints.values():
                 result.handshakes.clear()  # they would grow for ever
+                result.lifetimes.clear()
             if time.monotonic() >= due or seed == options.rounds:
                 print(table(total, time.monotonic() - began) + "\n", flush=True)
                 due = time.monotonic() + options.every

@@ -30,7 +30,7 @@ from lab.network import (
     set_sysctls,
     sweep,
 )
-from lab.results import Plan, Results, dump, load_results
+from lab.results import Exchange, Plan, Results, Transfer, dump, load_results, load_transfers
 from lab.upstream import Behaviour, ruleset
 
 ROOT = Path(__file__).parents[1]
@@ -70,18 +70,26 @@ class Service:
         """Return how many connections each port has reset after they were established."""
         return {int(port): count for port, count in json.loads(self._ask("resets")).items()}
 
+    def transferred(self) -> dict[int, Transfer]:
+        """Return what each port has read and sent until now; what is on its way isn't in it yet."""
+        return load_transfers(self._ask("transferred"))
+
     def generate(self, plan: Plan) -> Results:
         """Run a plan and return what the generator counted."""
         return self.begin(plan)()
 
-    def begin(self, plan: Plan) -> Callable[[], Results]:
-        """Start a plan; what is returned waits for its results."""
-        self._send("generate", dump(plan))
+    def begin(self, what: Plan | Exchange) -> Callable[[], Results]:
+        """Start a plan or an exchange; what is returned waits for its results."""
+        self._send("generate" if isinstance(what, Plan) else "exchange", dump(what))
         return lambda: load_results(self._read())
 
-    def release(self) -> None:
-        """Close the connections that plans have held."""
-        self._ask("release")
+    def exchange(self, exchange: Exchange) -> Results:
+        """Carry data over the connections that plans have held; return what this alone has added."""
+        return self.begin(exchange)()
+
+    def release(self) -> Results:
+        """Close the connections that plans have held; return what this alone has added: lifetimes, who closed."""
+        return load_results(self._ask("release"))
 
     def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[str]:
         """Run any program as part of this service: in its cgroup and its host's namespace; ended with the lab."""

@@ -2,7 +2,8 @@
 """A process of a service: joins its cgroup before it makes a socket, then serves and generates on request.
 
 Runs in its network namespace already. Lines on stdin, one answer line each on stdout:
-``listen {port: behaviour}``, ``accepted``, ``resets``, ``generate PLAN``, ``release`` (closes held connections).
+``listen {port: behaviour}``, ``accepted``, ``resets``, ``transferred``, ``generate PLAN``, ``exchange EXCHANGE``
+(over held connections), ``release`` (closes held connections).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from lab.generator import Generator
 from lab.lifeline import end_with_the_lab
-from lab.results import dump, load_plan
+from lab.results import Results, dump, load_exchange, load_plan
 from lab.upstream import Behaviour, Upstream
 
 
@@ -47,26 +48,34 @@ class Worker:
         sys.stdout.flush()
 
     def _answer(self, command: str, argument: str) -> str:
+        answer = "{}"
         match command:
             case "listen":
                 ports = {int(port): Behaviour(behaviour) for port, behaviour in json.loads(argument).items()}
                 self._upstreams.append(Upstream(ports, self._selector))
-                return "{}"
             case "accepted":
                 for upstream in self._upstreams:
                     upstream.accept_waiting()
-                return json.dumps({p: n for upstream in self._upstreams for p, n in upstream.accepted.items()})
+                answer = json.dumps({p: n for upstream in self._upstreams for p, n in upstream.accepted.items()})
             case "resets":
-                return json.dumps({p: n for upstream in self._upstreams for p, n in upstream.resets.items()})
+                answer = json.dumps({p: n for upstream in self._upstreams for p, n in upstream.resets.items()})
+            case "transferred":
+                for upstream in self._upstreams:
+                    upstream.read_waiting()
+                answer = dump({p: t for upstream in self._upstreams for p, t in upstream.transferred.items()})
             case "generate":
                 generator = Generator(load_plan(argument))
                 self._generators.append(generator)
-                return dump(generator.run())
+                answer = dump(generator.run())
+            case "exchange":
+                exchange = load_exchange(argument)
+                answer = dump(Results.sum(generator.exchange(exchange) for generator in self._generators))
             case "release":
-                while self._generators:
-                    self._generators.pop().close()
-                return "{}"
-        raise ValueError(f"worker: unknown command {command}")
+                generators, self._generators = self._generators, []
+                answer = dump(Results.sum(generator.close() for generator in generators))
+            case _:
+                raise ValueError(f"worker: unknown command {command}")
+        return answer
 
 
 def main() -> None:

@@ -16,8 +16,10 @@ from typing import IO, Any, Self
 
 from pyroute2 import netns
 
+from lab.counters import open_sockets, snmp
 from lab.delay import DEVICE
 from lab.fleeting import Fleeting
+from lab.loss import Loss, Segment, by_chance, chosen
 from lab.network import (
     DEFAULTS,
     Switch,
@@ -27,6 +29,7 @@ from lab.network import (
     lab_name,
     remove_cgroup,
     remove_namespaces,
+    send_single_segments,
     set_sysctls,
     sweep,
 )
@@ -125,13 +128,19 @@ class Service:
 class Host:
     """A network namespace with one interface."""
 
-    def __init__(self, lab: Lab, name: str, number: int, sysctls: Mapping[str, str]) -> None:
+    def __init__(
+        self, lab: Lab, name: str, number: int, sysctls: Mapping[str, str], single_segments: bool
+    ) -> None:
         self.lab, self.name, self.number = lab, name, number
         self.namespace = f"{lab.name}-{name}"
         self.v4, self.v6 = f"10.0.0.{number}", f"fd00::{number}"
         netns.create(self.namespace)
         set_sysctls(self.namespace, {**DEFAULTS, **sysctls})
         lab.switch.plug(self.namespace, f"port{number}", [f"{self.v4}/24", f"{self.v6}/64"])
+        if single_segments:
+            send_single_segments(self.namespace, "eth0")
+        self._losses: list[Loss] = []
+        self._by_chance: Loss | None = None
 
     def service(self, name: str) -> Service:
         """Start a service on this host; its cgroup ends in its ``unit``."""
@@ -151,6 +160,38 @@ class Host:
     def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[str]:
         """Run any program in this host's namespace, in no service; it is ended with the lab at the latest."""
         return self.lab.popen(enter(self.namespace, argv, self.lab.cgroup), options)
+
+    def lose(self, percent: float) -> None:
+        """Lose this share of the TCP packets that come from other hosts; 0 ends it."""
+        if self._by_chance is not None:
+            self._by_chance.remove()
+        self._by_chance = self._losing(Loss(self.namespace, by_chance(percent))) if percent else None
+
+    def drop(self, segment: Segment, port: int, *, first: int | None = None, only: int | None = None) -> Loss:
+        """Lose chosen segments that come from other hosts, to this port or from it, until the loss is removed.
+
+        The ``first`` so many, the one numbered ``only`` (from 1) among all of its kind, or every one.
+        """
+        return self._losing(Loss(self.namespace, chosen(segment, first, only), port))
+
+    def dropped(self) -> int:
+        """Return how many packets this host has lost by all of :meth:`lose` and :meth:`drop`."""
+        return sum(loss.dropped() for loss in self._losses)
+
+    def snmp(self) -> dict[str, int]:
+        """Return the kernel's own counters of this namespace, by ``Tcp.OutRsts``, ``TcpExt.TCPTimeouts`` etc."""
+        return snmp(self._print(["cat", "/proc/self/net/snmp", "/proc/self/net/netstat"]))
+
+    def sockets(self) -> int:
+        """Return how many TCP sockets there are, orphans too, but for those that listen or are in TIME_WAIT."""
+        return open_sockets(self._print(["ss", "-Htan"]))
+
+    def _losing(self, loss: Loss) -> Loss:
+        self._losses.append(loss)
+        return loss
+
+    def _print(self, argv: list[str]) -> str:
+        return subprocess.run(enter(self.namespace, argv), check=True, capture_output=True, text=True).stdout
 
 
 class Lab:
@@ -220,7 +261,12 @@ class Lab:
         for host in (one, other):
             add_addresses(host.namespace, DEVICE, [f"10.9.0.{host.number}/24", f"fd09::{host.number}/64"])
 
-    def host(self, name: str, number: int, sysctls: Mapping[str, str] | None = None) -> Host:
-        """Add a host with the addresses 10.0.0.NUMBER and fd00::NUMBER (hexadecimal there)."""
-        self.hosts[name] = Host(self, name, number, sysctls or {})
+    def host(
+        self, name: str, number: int, sysctls: Mapping[str, str] | None = None, *, single_segments: bool = False
+    ) -> Host:
+        """Add a host with the addresses 10.0.0.NUMBER and fd00::NUMBER (hexadecimal there).
+
+        With ``single_segments`` each packet that it sends is one TCP segment, so that a chosen one can be lost.
+        """
+        self.hosts[name] = Host(self, name, number, sysctls or {}, single_segments)
         return self.hosts[name]

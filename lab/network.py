@@ -93,6 +93,12 @@ def add_addresses(namespace: str, device: str, addresses: Iterable[str]) -> None
         ns.link("set", index=index, state="up")
 
 
+def send_single_segments(namespace: str, device: str) -> None:
+    """Have TCP hand the device single segments, so that a packet on the wire is one segment."""
+    with NetNS(namespace) as ns:
+        ns.link("set", index=ns.link_lookup(ifname=device)[0], gso_max_segs=1)
+
+
 def remove_namespaces(lab: str) -> None:
     """Remove every namespace of the lab with this name; the processes in them must have ended."""
     for name in netns.listnetns():

@@ -26,6 +26,7 @@ from lab.network import (
     add_addresses,
     cgroup_root,
     enter,
+    keep_order,
     lab_name,
     remove_cgroup,
     remove_namespaces,
@@ -128,17 +129,18 @@ class Service:
 class Host:
     """A network namespace with one interface."""
 
-    def __init__(
-        self, lab: Lab, name: str, number: int, sysctls: Mapping[str, str], single_segments: bool
-    ) -> None:
+    def __init__(self, lab: Lab, name: str, number: int, sysctls: Mapping[str, str], steady: bool) -> None:
         self.lab, self.name, self.number = lab, name, number
         self.namespace = f"{lab.name}-{name}"
         self.v4, self.v6 = f"10.0.0.{number}", f"fd00::{number}"
         netns.create(self.namespace)
         set_sysctls(self.namespace, {**DEFAULTS, **sysctls})
-        lab.switch.plug(self.namespace, f"port{number}", [f"{self.v4}/24", f"{self.v6}/64"])
-        if single_segments:
+        port = f"port{number}"
+        lab.switch.plug(self.namespace, port, [f"{self.v4}/24", f"{self.v6}/64"])
+        if steady:
             send_single_segments(self.namespace, "eth0")
+            keep_order(self.namespace, "eth0")
+            keep_order(lab.switch.name, port)
         self._losses: list[Loss] = []
         self._by_chance: Loss | None = None
 
@@ -262,11 +264,13 @@ class Lab:
             add_addresses(host.namespace, DEVICE, [f"10.9.0.{host.number}/24", f"fd09::{host.number}/64"])
 
     def host(
-        self, name: str, number: int, sysctls: Mapping[str, str] | None = None, *, single_segments: bool = False
+        self, name: str, number: int, sysctls: Mapping[str, str] | None = None, *, steady: bool = False
     ) -> Host:
         """Add a host with the addresses 10.0.0.NUMBER and fd00::NUMBER (hexadecimal there).
 
-        With ``single_segments`` each packet that it sends is one TCP segment, so that a chosen one can be lost.
+        Each packet that a ``steady`` host sends is one TCP segment, so that a chosen one can be lost, and packets
+        keep their order. TCP then sends nothing again without a loss but for tail loss probes, when the machine is
+        busy and an ACK late; the sysctl tcp_early_retrans=0 leaves them out.
         """
-        self.hosts[name] = Host(self, name, number, sysctls or {}, single_segments)
+        self.hosts[name] = Host(self, name, number, sysctls or {}, steady)
         return self.hosts[name]

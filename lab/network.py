@@ -99,6 +99,21 @@ def send_single_segments(namespace: str, device: str) -> None:
         ns.link("set", index=ns.link_lookup(ifname=device)[0], gso_max_segs=1)
 
 
+def keep_order(namespace: str, device: str) -> None:
+    """Have one CPU handle what arrives of a connection at a device, chosen by its hash (receive packet steering).
+
+    A veth leaves packets to the CPU that sent them, be it the process's or the one that took the last ACK; one
+    overtakes the other, and TCP sends again what isn't lost.
+    """
+    cpus = f"{(1 << min(os.cpu_count() or 1, 32)) - 1:x}"
+    # sysfs shows the devices of the namespace in which it is mounted.
+    script = f"mount -t sysfs sysfs /sys && echo {cpus} >/sys/class/net/{device}/queues/rx-0/rps_cpus"
+    argv = ["unshare", "--mount", "sh", "-c", script]
+    done = subprocess.run(enter(namespace, argv), check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"lab: expected {device} of {namespace} to take rps_cpus {cpus}: {done.stderr.strip()}")
+
+
 def remove_namespaces(lab: str) -> None:
     """Remove every namespace of the lab with this name; the processes in them must have ended."""
     for name in netns.listnetns():

@@ -26,7 +26,7 @@ class Exchange:
     """``rounds`` requests of ``request`` bytes, each answered by ``response`` bytes, ``pause`` seconds apart.
 
     Then ``closes`` ends the connection; with None it stays open. For ports that serve. A response of 0 bytes isn't
-    waited for.
+    waited for. Nobody repeats a reset that is lost: the client would wait for ever.
     """
 
     request: int

@@ -9,8 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lab.lab import ROOT, Lab, Service
 from lab.network import cgroup_root, sweep
 from lab.results import Plan, Results, Step, endpoint_text
 from lab.upstream import Behaviour
+from tests.lab.remains import remains, wait_until
 
 pytestmark = pytest.mark.lab
 CLOSED = 4009
@@ -62,13 +62,6 @@ def step_of(kind: Kind, way: str) -> Step:
     return Step(WAYS[way], kind.port, kind.count, mapped=way == "mapped", reuse=reuse, **kind.step)
 
 
-def wait_until(done: Callable[[], bool], what: str, deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not done():
-        assert time.monotonic() < end, f"not {what} after {deadline} s"
-        time.sleep(0.01)
-
-
 @dataclass(frozen=True)
 class Mixed:
     """One run of every kind by every way, all at once."""
@@ -99,12 +92,23 @@ def test_every_kind_ends_as_its_port_promises(mixed: Mixed, name: str, way: str)
     assert result.outcomes == {outcome: kind.count}
     assert result.connects == kind.count
     assert result.established == len(result.handshakes) == (kind.count if outcome in ESTABLISHED else 0)
+    first = {Behaviour.ACCEPT: "server", Behaviour.RESET: "reset"}.get(kind.behaviour)
+    assert result.closed == ({first: kind.count} if first else {})
+    assert len(result.lifetimes) == sum(result.closed.values())
+    assert (result.sent, result.received) == (kind.count if kind.step.get("speak") else 0, 0)
 
 
 def test_first_connects_of_used_sockets_are_counted_where_they_went(mixed: Mixed) -> None:
     reused = KINDS["used_before"].count
     at_closed = {e: r.outcomes for e, r in mixed.results.endpoints.items() if e.endswith(f":{CLOSED}")}
     assert at_closed == {endpoint_text(address, CLOSED): {"refused": reused} for address in WAYS.values()}
+
+
+def test_blocking_connects_that_succeed_have_lifetimes_too(lab: Lab) -> None:
+    lab.host("inventory", 6).service("inventory_service").upstream({4010: Behaviour.HOLD})
+    step = Step("10.0.0.6", 4010, 20, give_up=5, give_up_by="sndtimeo")
+    result = lab.host("client", 16).service("shop").generate(Plan((step,))).endpoints["10.0.0.6:4010"]
+    assert (result.outcomes, result.closed, len(result.lifetimes)) == ({"ok": 20}, {"client": 20}, 20)
 
 
 @pytest.mark.parametrize(("upstream", "ways"), [("inventory", 2), ("auth", 1)])
@@ -194,20 +198,6 @@ def comm(pid: int) -> str | None:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-
-
-def remains(lab: str) -> list[str]:
-    """Return what there still is of a lab: namespaces, mounts, cgroups, and processes that were told its name."""
-    found = [str(path) for path in (*Path("/run/netns").glob(f"{lab}-*"), *cgroup_root().glob(f"{lab}*"))]
-    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{lab}-" in line]
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if lab in command:
-            found.append(f"{process.name} {command}")
-    return found
 
 
 def fill(lab: Lab) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from tidegate.errors import KernelError
@@ -141,12 +142,11 @@ class SparseHistograms:
             self._pairs,
             self._lengths,
         )
-        flat = ffi.unpack(self._pairs, 2 * total) if total else []
-        found, at = [], 0
-        for length in ffi.unpack(self._lengths, count * histograms) if count else ():
-            end = at + 2 * length
-            found.append(dict(zip(flat[at:end:2], flat[at + 1 : end : 2], strict=True)) if length else {})
-            at = end
+        flat = iter(ffi.unpack(self._pairs, 2 * total) if total else ())
+        found = [
+            dict(islice(zip(flat, flat), length)) if length > 1 else {next(flat): next(flat)} if length else {}
+            for length in (ffi.unpack(self._lengths, count * histograms) if count else ())
+        ]
         return list(zip(*[iter(found)] * histograms, strict=True))
 
 

@@ -8,12 +8,12 @@ import msgspec
 from tidegate.model.fields import Role
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """Counts of one (cgroup, role, endpoint) since the last read.
 
     ``cgroup`` is the cgroup2 id, None for what the kernel could not attribute (its table was full).
     ``counters`` and ``histograms`` are in the order in which the signal declares them; a histogram maps a slot
-    to its count.
+    to its count. No part of it refers back to it, so the garbage collector need not look at it.
     """
 
     cgroup: int | None

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS
 
 #: Rows that are read at a time.
 BATCH = 256
+_ROLES = {layouts.TcpRole.CLIENT: Role.CLIENT, layouts.TcpRole.SERVER: Role.SERVER}
 _COUNTERS = Struct(f"<{COUNTERS}Q")
 
 Counts = tuple[tuple[int, ...], tuple[dict[int, int], ...]]
@@ -36,8 +37,8 @@ def endpoint_text(role: int, family: int, address: bytes, port: int) -> str:
     if role == layouts.TcpRole.SERVER:
         return f":{port or '*'}"
     if family == 4:
-        return f"{ipaddress.IPv4Address(address[:4])}:{port}"
-    return f"[{ipaddress.IPv6Address(address)}]:{port}"
+        return f"{inet_ntop(AF_INET, address[:4])}:{port}"
+    return f"[{inet_ntop(AF_INET6, address)}]:{port}"
 
 
 class Decoder:
@@ -48,11 +49,9 @@ class Decoder:
 
     def records(self, keys: Any, values: Any) -> Iterator[Record]:
         """Decode a batch of at most ``BATCH`` rows."""
-        found = [layouts.TcpKey._make(fields) for fields in layouts.TCP_KEY.iter_unpack(keys)]
-        for key, (counters, histograms) in zip(found, self.counts(values), strict=True):
-            role = Role.SERVER if key.role == layouts.TcpRole.SERVER else Role.CLIENT
-            endpoint = endpoint_text(key.role, key.family, key.address, key.port)
-            yield Record(key.cgroup, role, endpoint, counters, histograms)
+        rows = zip(layouts.TCP_KEY.iter_unpack(keys), self.counts(values), strict=True)
+        for (cgroup, address, port, role, family, _), (counters, histograms) in rows:
+            yield Record(cgroup, _ROLES[role], endpoint_text(role, family, address, port), counters, histograms)
 
     def counts(self, values: Any) -> Iterator[Counts]:
         """Decode the values of a batch: each ``struct tcp_counts`` as (counters, histograms)."""
@@ -142,10 +141,14 @@ class TcpSignal:
         if not self.unadopted:
             self.bpf.set_variable("all_are_known", 1)
 
-    def read(self) -> list[Record]:
-        """Return what was counted since the last read, the progress of open connections included."""
+    def walk(self) -> None:
+        """Count what open connections have done since the last walk; the first half of :meth:`read`."""
         if self._walk is not None:
             self.sockets = len(self._walk.read())
+
+    def read(self) -> list[Record]:
+        """Return what was counted since the last read, the progress of open connections included."""
+        self.walk()
         records: list[Record] = []
         for _, keys, values in self._rows.drain():
             records.extend(self._decoder.records(keys, values))

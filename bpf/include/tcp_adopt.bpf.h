@@ -36,14 +36,14 @@ static void begin_here(struct tcp_socket *socket, const struct sock *sk, const s
 	struct progress now;
 
 	read_progress(&now, tp);
-	socket->noted = EVENT_ADOPTED;
+	socket->connection.noted = EVENT_ADOPTED;
 	socket->sent = now.sent;
 	socket->received = now.received;
 	socket->segments_sent = now.segments_sent;
 	socket->segments_received = now.segments_received;
 	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK) { /* the service has closed it already */
-		socket->closed_ns = socket->began_ns;
-		socket->noted |= EVENT_CLOSED;
+		socket->connection.closed_ns = socket->began_ns;
+		socket->connection.noted |= EVENT_CLOSED;
 		socket->counted = EVENT_ADOPTED | EVENT_CLOSED;
 	}
 }
@@ -60,13 +60,14 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 	};
 	__u64 key = (__u64)sk;
 
-	socket.key.cgroup = socket_cgroup(sk);
+	note_ports(&socket, sk);
+	socket.connection.key.cgroup = socket_cgroup(sk);
 	if (connected)
-		remote_endpoint(sk, &socket.key);
+		remote_endpoint(sk, &socket.connection.key);
 	else
-		local_endpoint(sk, &socket.key);
+		local_endpoint(sk, &socket.connection.key);
 	if (is_new)
-		socket.noted = connected ? EVENT_CONNECT | EVENT_ESTABLISHED : EVENT_ESTABLISHED;
+		socket.connection.noted = connected ? EVENT_CONNECT | EVENT_ESTABLISHED : EVENT_ESTABLISHED;
 	else
 		begin_here(&socket, sk, tp);
 	if (!bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST)) {

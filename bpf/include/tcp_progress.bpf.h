@@ -16,14 +16,6 @@
  */
 const volatile __u8 walks = 1;
 
-struct progress {
-	__u64 sent;
-	__u64 received;
-	__u32 segments_sent;
-	__u32 segments_received;
-	__u32 srtt_us;
-};
-
 /* Of a socket that holds still, as in its own events. The peer's FIN counts as a byte in bytes_received
  * (tcp_rcv_nxt_update()).
  */
@@ -36,6 +28,7 @@ static __always_inline void read_progress(struct progress *now, const struct tcp
 	now->segments_sent = tp->segs_out;
 	now->segments_received = tp->segs_in;
 	now->srtt_us = tp->srtt_us >> 3;
+	now->retransmits = tp->total_retrans;
 }
 
 /* Whether a process or a softirq works on the socket at this moment; 1 where that can't be told. */
@@ -67,10 +60,14 @@ static __always_inline void probe_progress(struct progress *now, const struct tc
 	now->segments_sent = BPF_CORE_READ(tp, segs_out);
 	now->segments_received = BPF_CORE_READ(tp, segs_in);
 	now->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
+	now->retransmits = BPF_CORE_READ(tp, total_retrans);
 }
 
-/* What is to be added to the row. */
+/* What is to be added to the row, with a copy of what else is known: once the lock is free, an entry that a
+ * walk holds may go and be used for another connection.
+ */
 struct difference {
+	struct tcp_connection connection;
 	__u64 sent;
 	__u64 received;
 	__u32 segments_sent;
@@ -88,16 +85,16 @@ struct difference {
 	} while (0)
 
 /* What of a socket is not yet in its row; from now on it is taken for counted. No helper may be called under
- * the lock. A walk may hold an entry that has gone and was used again, which began_ns tells.
+ * the lock. A walk may hold an entry that has gone and was used again, which sk and began_ns tell.
  */
-static __always_inline int take(struct tcp_socket *socket, __u64 began_ns, const struct progress *now,
-				int is_last, struct difference *news)
+static __always_inline int take(struct tcp_socket *socket, __u64 sk, __u64 began_ns,
+				const struct progress *now, int is_last, struct difference *news)
 {
 	int is_here;
 
 	if (walks)
 		bpf_spin_lock(&socket->lock);
-	is_here = !socket->gone && socket->began_ns == began_ns;
+	is_here = !socket->gone && socket->sk == sk && socket->began_ns == began_ns;
 	if (is_here) {
 		if (is_last)
 			socket->gone = 1;
@@ -105,7 +102,8 @@ static __always_inline int take(struct tcp_socket *socket, __u64 began_ns, const
 		ADVANCE(received, now->received, __s64);
 		ADVANCE(segments_sent, now->segments_sent, __s32);
 		ADVANCE(segments_received, now->segments_received, __s32);
-		news->events = socket->noted & ~socket->counted;
+		news->connection = socket->connection;
+		news->events = news->connection.noted & ~socket->counted;
 		socket->counted |= news->events;
 	}
 	if (walks)
@@ -113,7 +111,7 @@ static __always_inline int take(struct tcp_socket *socket, __u64 began_ns, const
 	return is_here;
 }
 
-static void count_events(struct tcp_counts *counts, const struct tcp_socket *socket, __u32 events)
+static void count_events(struct tcp_counts *counts, const struct tcp_connection *connection, __u32 events)
 {
 	__u64 ns;
 
@@ -121,8 +119,8 @@ static void count_events(struct tcp_counts *counts, const struct tcp_socket *soc
 		add(&counts->connects, 1);
 	if (events & EVENT_ESTABLISHED) {
 		add(&counts->established, 1);
-		if (socket->established_ns > socket->syn_ns && socket->syn_ns) {
-			ns = socket->established_ns - socket->syn_ns;
+		if (connection->established_ns > connection->syn_ns && connection->syn_ns) {
+			ns = connection->established_ns - connection->syn_ns;
 			add(&counts->handshake_ns, ns);
 			histogram_add(counts->handshake, ns, HANDSHAKE_SHIFT, HANDSHAKE_SLOTS);
 		}
@@ -131,16 +129,16 @@ static void count_events(struct tcp_counts *counts, const struct tcp_socket *soc
 		add(&counts->adopted, 1);
 	if (events & EVENT_CLOSED) {
 		add(&counts->closed, 1);
-		if (socket->established_ns) {
-			ns = socket->closed_ns - socket->established_ns;
+		if (connection->established_ns && connection->closed_ns > connection->established_ns) {
+			ns = connection->closed_ns - connection->established_ns;
 			add(&counts->duration_ns, ns);
 			histogram_add(counts->duration, ns, DURATION_SHIFT, DURATION_SLOTS);
 		}
 	}
-	if (events & EVENT_CLOSER && socket->closer < TCP_CLOSER_COUNT)
-		add(&counts->closes[socket->closer], 1);
-	if (events & EVENT_FAILED && socket->failure < TCP_FAILURE_COUNT)
-		add(&counts->failures[socket->failure], 1);
+	if (events & EVENT_CLOSER && connection->closer < TCP_CLOSER_COUNT)
+		add(&counts->closes[connection->closer], 1);
+	if (events & EVENT_FAILED && connection->failure < TCP_FAILURE_COUNT)
+		add(&counts->failures[connection->failure], 1);
 	if (events & EVENT_RESET_SENT)
 		add(&counts->resets[TCP_RESET_SENT], 1);
 	if (events & EVENT_RESET_RECEIVED)
@@ -148,22 +146,24 @@ static void count_events(struct tcp_counts *counts, const struct tcp_socket *soc
 }
 
 /* Add what is new of a socket to its row; 0 if the entry has gone. */
-static __always_inline int count_progress(struct tcp_socket *socket, __u64 began_ns,
+static __always_inline int count_progress(struct tcp_socket *socket, __u64 sk, __u64 began_ns,
 					  const struct progress *now, int is_last)
 {
 	struct difference news = {};
 	struct tcp_counts *counts;
 	__u64 ns;
 
-	if (!take(socket, began_ns, now, is_last, &news))
+	if (!take(socket, sk, began_ns, now, is_last, &news))
 		return 0;
 	if (!news.events && !news.sent && !news.received && !news.segments_sent && !news.segments_received)
 		return 1;
-	counts = row_of(socket);
+	counts = row_of(&news.connection);
+	if (news.connection.in_other)
+		socket->connection.in_other = 1;
 	if (!counts)
 		return 1;
 	if (news.events)
-		count_events(counts, socket, news.events);
+		count_events(counts, &news.connection, news.events);
 	if (news.sent)
 		add(&counts->sent_bytes, news.sent);
 	if (news.received)
@@ -193,7 +193,7 @@ static void count_unless_walked(const struct sock *sk, const struct tcp_sock *tp
 	if (!socket)
 		return;
 	read_progress(&now, tp);
-	count_progress(socket, socket->began_ns, &now, 0);
+	count_progress(socket, socket->sk, socket->began_ns, &now, 0);
 }
 
 #endif

@@ -39,7 +39,7 @@ static struct tcp_counts *answering_row(const struct sock *sk)
 	if (((const struct sock *)tp)->__sk_common.skc_state == TCP_LISTEN)
 		return listener_row((const struct sock *)tp);
 	known = known_or_adopted((const struct sock *)tp, tp);
-	return known ? row_of(known) : any_row(&kernel);
+	return known ? row_of(&known->connection) : any_row(&kernel);
 }
 
 static int on_reset_sent(const struct sock *sk, const struct sk_buff *skb)

@@ -26,6 +26,29 @@ enum event {
 	EVENT_ENDED = 1 << 8, /* is in the state CLOSE */
 };
 
+/* What its events have noted of a connection. */
+struct tcp_connection {
+	struct tcp_key key;
+	__u64 syn_ns; /* client: the connect began; 0 if that was not seen */
+	__u64 established_ns;
+	__u64 closed_ns;
+	__u16 noted;  /* enum event */
+	__u8 closer;  /* enum tcp_closer */
+	__u8 failure; /* enum tcp_failure */
+	__u8 in_other;
+	__u8 pad[3];
+};
+
+/* How far it has come. */
+struct progress {
+	__u64 sent;
+	__u64 received;
+	__u32 segments_sent;
+	__u32 segments_received;
+	__u32 srtt_us;
+	__u32 retransmits;
+};
+
 /* An entry is made when a connection begins and goes when its socket is destroyed. The events of a socket
  * come one after the other, under its lock, and only note what happened. The row is written by the walk, and
  * at the end for the rest. Those two may meet, so what is counted already changes under the entry's own lock.
@@ -33,18 +56,15 @@ enum event {
 struct tcp_socket {
 	__u64 sk;
 	__u64 began_ns; /* never the same for two connections of one socket */
-	struct tcp_key key;
-	__u64 syn_ns; /* client: the connect began; 0 if that was not seen */
-	__u64 established_ns;
-	__u64 closed_ns;
+	struct tcp_connection connection;
+	__u64 missed_ns;    /* the first walk that did not find the socket where it should be */
 	__u32 retransmits;  /* counted so far; changed by the socket's own events alone */
 	__u32 segs_out;     /* when the connect began */
 	__be16 source_port; /* then: of bind(), or stale from an earlier connect */
-	__u16 noted;        /* enum event */
-	__u8 closer;        /* enum tcp_closer */
-	__u8 failure;       /* enum tcp_failure */
-	__u8 in_other;
-	__u8 pad;
+	__be16 remote_port;
+	__u16 local_port; /* 0 until established */
+	__u16 pad;
+	struct progress last; /* at the last event or walk: all that is left where the end passes unseen */
 	/* counted so far, under the lock */
 	struct bpf_spin_lock lock;
 	__u16 counted; /* enum event */
@@ -75,27 +95,35 @@ static struct tcp_socket *known_socket(const struct sock *sk)
 
 static int has(const struct tcp_socket *socket, enum event event)
 {
-	return socket->noted & event;
+	return socket->connection.noted & event;
+}
+
+/* By its ports the walk tells whether the socket is still there. */
+static void note_ports(struct tcp_socket *socket, const struct sock *sk)
+{
+	socket->remote_port = sk->__sk_common.skc_dport;
+	socket->local_port = sk->__sk_common.skc_num;
 }
 
 static void note(struct tcp_socket *socket, enum event event)
 {
-	socket->noted |= event;
+	socket->connection.noted |= event;
 }
 
-/* The row of a socket. One that once found no place stays in other, so that its open and its close meet. */
-static struct tcp_counts *row_of(struct tcp_socket *socket)
+/* The row of a connection. One that once found no place stays in other, so that its open and its close meet.
+ */
+static struct tcp_counts *row_of(struct tcp_connection *connection)
 {
 	struct tcp_counts *counts;
 
-	if (!socket->in_other) {
-		counts = own_row(&socket->key);
+	if (!connection->in_other) {
+		counts = own_row(&connection->key);
 		if (counts)
 			return counts;
-		socket->in_other = 1;
+		connection->in_other = 1;
 	}
 	lose(TCP_LOSS_ROWS_FULL, 1);
-	return other_row(socket->key.role);
+	return other_row(connection->key.role);
 }
 
 static void remote_endpoint(const struct sock *sk, struct tcp_key *key)

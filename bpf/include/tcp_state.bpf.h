@@ -25,13 +25,14 @@ static void close_by(struct tcp_socket *socket, enum tcp_closer closer)
 {
 	if (has(socket, EVENT_CLOSER))
 		return;
-	socket->closer = closer;
+	socket->connection.closer = closer;
 	note(socket, EVENT_CLOSER);
 }
 
 static int is_connecting(const struct tcp_socket *socket)
 {
-	return (socket->noted & (EVENT_CONNECT | EVENT_ESTABLISHED | EVENT_ENDED)) == EVENT_CONNECT;
+	return (socket->connection.noted & (EVENT_CONNECT | EVENT_ESTABLISHED | EVENT_ENDED)) ==
+	       EVENT_CONNECT;
 }
 
 static enum tcp_closer closer_of(const struct sock *sk)
@@ -49,14 +50,14 @@ static enum tcp_closer closer_of(const struct sock *sk)
 
 static void fail(struct tcp_socket *socket, enum tcp_failure failure)
 {
-	socket->failure = failure;
+	socket->connection.failure = failure;
 	note(socket, EVENT_FAILED);
 }
 
 /* The handshake was completed and no program saw it, so how long it took is not known. */
 static void establish_late(struct tcp_socket *socket)
 {
-	socket->established_ns = socket->syn_ns;
+	socket->connection.established_ns = socket->connection.syn_ns;
 	note(socket, EVENT_ESTABLISHED);
 	lose(TCP_LOSS_LATE, 1);
 }
@@ -66,7 +67,7 @@ static void close(struct tcp_socket *socket)
 {
 	if (has(socket, EVENT_CLOSED))
 		return;
-	socket->closed_ns = bpf_ktime_get_ns();
+	socket->connection.closed_ns = bpf_ktime_get_ns();
 	note(socket, EVENT_CLOSED);
 }
 
@@ -100,7 +101,7 @@ static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_soc
 	note(known, EVENT_ENDED);
 	count_unseen_retransmits(sk, tp, known);
 	read_progress(&now, tp);
-	count_progress(known, known->began_ns, &now, 0);
+	count_progress(known, known->sk, known->began_ns, &now, 0);
 }
 
 /* Forget a socket, after what it may have done since its end. */
@@ -110,7 +111,31 @@ static void forget(const struct tcp_sock *tp, struct tcp_socket *known)
 	struct progress now;
 
 	read_progress(&now, tp);
-	count_progress(known, known->began_ns, &now, 1);
+	count_progress(known, known->sk, known->began_ns, &now, 1);
+	bpf_map_delete_elem(&tcp_sockets, &key);
+}
+
+/* Forget a socket that was destroyed unseen, with what was known of it last. */
+static void forget_unseen(struct tcp_socket *known)
+{
+	__u32 segments = known->last.retransmits - known->retransmits;
+	struct progress last = known->last;
+	struct tcp_counts *counts;
+	__u64 key = known->sk;
+
+	lose(TCP_LOSS_LATE, 1);
+	if (!has(known, EVENT_ENDED)) {
+		if (is_connecting(known))
+			fail(known, TCP_FAILURE_OTHER);
+		else
+			close(known);
+		counts = row_of(&known->connection);
+		if (counts && (__s32)segments > 0) {
+			add(&counts->retransmits[TCP_RETRANSMIT_TIMEOUT], segments);
+			lose(TCP_LOSS_RETRANSMITS_UNSEEN, segments);
+		}
+	}
+	count_progress(known, key, known->began_ns, &last, 1);
 	bpf_map_delete_elem(&tcp_sockets, &key);
 }
 
@@ -140,20 +165,22 @@ static int connecting(struct sock *sk, enum pass pass)
 	if (known) {
 		if (pass == PASS_SECOND && is_connecting(known))
 			return 0;
-		if (!has(known, EVENT_ENDED))
-			end(sk, tp, known, TCP_SYN_SENT, 1);
-		forget(tp, known);
+		if (has(known, EVENT_ENDED)) /* the connect before, of the same socket */
+			forget(tp, known);
+		else
+			forget_unseen(known);
 	}
 	read_progress(&now, tp); /* of the connects before, where the socket is used again */
-	socket.syn_ns = socket.began_ns = bpf_ktime_get_ns();
-	socket.noted = EVENT_CONNECT;
-	socket.key.cgroup = socket_cgroup(sk);
-	remote_endpoint(sk, &socket.key);
+	socket.connection.syn_ns = socket.began_ns = bpf_ktime_get_ns();
+	socket.connection.noted = EVENT_CONNECT;
+	socket.connection.key.cgroup = socket_cgroup(sk);
+	remote_endpoint(sk, &socket.connection.key);
 	socket.sent = now.sent;
 	socket.received = now.received;
 	socket.segments_sent = socket.segs_out = now.segments_sent;
 	socket.segments_received = now.segments_received;
 	socket.retransmits = tp->total_retrans;
+	socket.remote_port = sk->__sk_common.skc_dport;
 	socket.source_port = ((struct inet_sock *)tp)->inet_sport;
 	return begin(sk, tp, &socket, pass);
 }
@@ -169,8 +196,11 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 	now = tp->tcp_clock_cache; /* of the segment that completed the handshake */
 	if (known) {
 		if (is_connecting(known)) {
-			known->established_ns = now > known->syn_ns ? now : bpf_ktime_get_ns();
+			known->connection.established_ns =
+			    now > known->connection.syn_ns ? now : bpf_ktime_get_ns();
 			note(known, EVENT_ESTABLISHED);
+			note_ports(known, sk);
+			count_unseen_retransmits(sk, tp, known); /* of the SYN */
 			count_unless_walked(sk, tp);
 		}
 		return 0;
@@ -178,11 +208,13 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 	/* Any other's connect began before the programs were attached. */
 	if (oldstate != TCP_SYN_RECV)
 		return 0;
-	socket.established_ns = socket.began_ns = now;
-	socket.noted = EVENT_ESTABLISHED;
-	socket.key.cgroup = socket_cgroup(sk);
-	local_endpoint(sk, &socket.key);
+	socket.connection.established_ns = socket.began_ns = now;
+	socket.connection.noted = EVENT_ESTABLISHED;
+	note_ports(&socket, sk);
+	socket.connection.key.cgroup = socket_cgroup(sk);
+	local_endpoint(sk, &socket.connection.key);
 	socket.retransmits = tp->total_retrans; /* those of the SYN-ACK */
+	inherit_synacks(&socket.connection.key, socket.retransmits);
 	return begin(sk, tp, &socket, pass);
 }
 
@@ -203,7 +235,19 @@ static int finishing(struct sock *sk, enum tcp_closer closer)
 	/* Shut down both ways: for the service it is closed, whatever the kernel has still to exchange. */
 	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
 		close(known);
+	read_progress(&known->last, tp);
 	count_unless_walked(sk, tp);
+	return 0;
+}
+
+/* All that this side has sent is acknowledged, its FIN too. */
+static int acknowledged(struct sock *sk)
+{
+	struct tcp_socket *known = known_socket(sk);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	if (known && tp)
+		read_progress(&known->last, tp);
 	return 0;
 }
 
@@ -236,6 +280,8 @@ static int on_destroy(struct sock *sk)
 /* Returns 1 where the event is still to be done. */
 static __always_inline int on_state(struct sock *sk, int oldstate, int newstate, enum pass pass)
 {
+	struct tcp_socket *known;
+
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	switch (newstate) {
@@ -243,11 +289,16 @@ static __always_inline int on_state(struct sock *sk, int oldstate, int newstate,
 		return connecting(sk, pass);
 	case TCP_SYN_RECV:
 		/* The child has its address from a socket of before, of which nothing must be left. */
-		return oldstate == TCP_LISTEN ? on_destroy(sk) : 0;
+		known = oldstate == TCP_LISTEN ? known_socket(sk) : 0;
+		if (known)
+			forget_unseen(known);
+		return 0;
 	case TCP_ESTABLISHED:
 		return established(sk, oldstate, pass);
 	case TCP_FIN_WAIT1:
 		return finishing(sk, TCP_CLOSER_LOCAL);
+	case TCP_FIN_WAIT2:
+		return acknowledged(sk);
 	case TCP_CLOSE_WAIT:
 	case TCP_LAST_ACK:
 		return finishing(sk, TCP_CLOSER_REMOTE);

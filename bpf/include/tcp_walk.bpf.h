@@ -8,29 +8,43 @@
 #include "kernel.bpf.h"
 #include "tcp_adopt.bpf.h"
 #include "tcp_progress.bpf.h"
+#include "tcp_state.bpf.h"
 
 #define LEFT_BEHIND_NS 1000000000ULL
 
-/* Whether a socket is closed and in no process's hands. It is destroyed within the same call of the kernel,
- * so an entry that stays has missed that (some hosts run no tracing program while their supervisor is the
- * current task).
- */
-static int is_left_behind(const struct sock *sk, struct tcp_socket *known)
-{
-	__u64 now;
+enum place {
+	PLACE_SAME,   /* the socket is where it was, so its counters are its own */
+	PLACE_CLOSED, /* it is about to end, or has just done so unseen */
+	PLACE_ENDED,  /* it is closed and kept by a process; its counters were taken at its end */
+	PLACE_OTHER,  /* it was destroyed: the memory may hold anything */
+};
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE ||
-	    !(BPF_CORE_READ(sk, __sk_common.skc_flags) & 1 << SOCK_DEAD))
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (!known->closed_ns) {
-		known->closed_ns = now;
-		if (has(known, EVENT_ESTABLISHED | EVENT_ADOPTED))
-			note(known, EVENT_CLOSED);
-		else
-			fail(known, TCP_FAILURE_OTHER);
-	}
-	return now - known->closed_ns > LEFT_BEHIND_NS;
+static enum place place_of(const struct sock *sk, const struct tcp_socket *known)
+{
+	int state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u16 local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+
+	if (has(known, EVENT_ENDED))
+		return state == TCP_CLOSE && !(BPF_CORE_READ(sk, __sk_common.skc_flags) & 1 << SOCK_DEAD)
+			   ? PLACE_ENDED
+			   : PLACE_OTHER;
+	if (BPF_CORE_READ(sk, __sk_common.skc_dport) != known->remote_port)
+		return PLACE_OTHER;
+	if (state == TCP_CLOSE)
+		return PLACE_CLOSED;
+	return !known->local_port || local_port == known->local_port ? PLACE_SAME : PLACE_OTHER;
+}
+
+/* Whether a socket was destroyed a while ago and no program saw it (some hosts run no tracing program while
+ * their supervisor is the current task). One that is destroyed as the walk comes by has a second for it.
+ */
+static int is_left_behind(struct tcp_socket *known)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!known->missed_ns)
+		known->missed_ns = now;
+	return now - known->missed_ns > LEFT_BEHIND_NS;
 }
 
 /* The socket may be destroyed, and its memory used for another, while its fields are read; that the entry is
@@ -40,8 +54,8 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 {
 	const __u64 *address = ctx->key;
 	struct tcp_socket *known;
-	const struct tcp_sock *tp;
-	struct progress now;
+	const struct sock *sk;
+	struct progress now = {};
 	__u64 key, began_ns;
 	__u8 mark = 0;
 
@@ -52,15 +66,27 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 	if (!known)
 		return 0;
 	bpf_seq_write(ctx->meta->seq, &mark, sizeof(mark));
+	sk = (const struct sock *)key;
 	began_ns = known->began_ns;
-	tp = (const struct tcp_sock *)key;
-	probe_progress(&now, tp);
-	if (!is_left_behind((const struct sock *)tp, known)) {
-		count_progress(known, began_ns, &now, 0);
-	} else if (count_progress(known, began_ns, &now, 1)) {
-		lose(TCP_LOSS_LATE, 1);
-		bpf_map_delete_elem(&tcp_sockets, &key);
+	switch (place_of(sk, known)) {
+	case PLACE_SAME:
+		probe_progress(&now, (const struct tcp_sock *)sk);
+		known->last = now;
+		known->missed_ns = 0;
+		break;
+	case PLACE_CLOSED:
+		probe_progress(&now, (const struct tcp_sock *)sk);
+		known->last.retransmits = now.retransmits;
+		/* fall through */
+	case PLACE_OTHER:
+		if (!is_left_behind(known))
+			break;
+		forget_unseen(known);
+		return 0;
+	case PLACE_ENDED:
+		break;
 	}
+	count_progress(known, key, began_ns, &now, 0);
 	return 0;
 }
 

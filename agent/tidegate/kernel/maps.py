@@ -144,7 +144,11 @@ class SparseHistograms:
         )
         flat = iter(ffi.unpack(self._pairs, 2 * total) if total else ())
         found = [
-            dict(islice(zip(flat, flat), length)) if length > 1 else {next(flat): next(flat)} if length else {}
+            dict(islice(zip(flat, flat, strict=False), length))
+            if length > 1
+            else {next(flat): next(flat)}
+            if length
+            else {}
             for length in (ffi.unpack(self._lengths, count * histograms) if count else ())
         ]
         return list(zip(*[iter(found)] * histograms, strict=True))

@@ -53,29 +53,27 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 {
 	int state = sk->__sk_common.skc_state, connected = has_connected(tp, state);
 	int is_new = all_are_known && !has_fin_queued(state);
-	struct tcp_socket socket = {
-		.sk = (__u64)sk,
-		.began_ns = bpf_ktime_get_ns(),
-		.retransmits = tp->total_retrans,
-	};
-	__u64 key = (__u64)sk;
+	struct tcp_socket *socket = new_socket(sk, BPF_NOEXIST);
 
-	note_ports(&socket, sk);
-	socket.connection.key.cgroup = socket_cgroup(sk);
+	if (!socket)
+		return known_socket(sk);
+	socket->began_ns = bpf_ktime_get_ns();
+	socket->retransmits = tp->total_retrans;
+	note_ports(socket, sk);
+	socket->connection.key.cgroup = socket_cgroup(sk);
 	if (connected)
-		remote_endpoint(sk, &socket.connection.key);
+		remote_endpoint(sk, &socket->connection.key);
 	else
-		local_endpoint(sk, &socket.connection.key);
-	if (is_new)
-		socket.connection.noted = connected ? EVENT_CONNECT | EVENT_ESTABLISHED : EVENT_ESTABLISHED;
-	else
-		begin_here(&socket, sk, tp);
-	if (!bpf_map_update_elem(&tcp_sockets, &key, &socket, BPF_NOEXIST)) {
-		if (is_new)
-			lose(TCP_LOSS_LATE, 1);
-		count_unless_walked(sk, tp);
+		local_endpoint(sk, &socket->connection.key);
+	if (is_new) {
+		note(socket, connected ? EVENT_CONNECT | EVENT_ESTABLISHED : EVENT_ESTABLISHED);
+		lose(TCP_LOSS_LATE, 1);
+	} else {
+		begin_here(socket, sk, tp);
 	}
-	return bpf_map_lookup_elem(&tcp_sockets, &key);
+	show_to_walks(socket, sk);
+	count_unless_walked(sk, tp);
+	return socket;
 }
 
 static int is_connected(int state)

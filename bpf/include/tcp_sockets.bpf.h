@@ -86,6 +86,8 @@ struct {
 	__type(value, struct tcp_socket);
 } tcp_sockets SEC(".maps");
 
+static const struct tcp_socket no_socket;
+
 static struct tcp_socket *known_socket(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
@@ -96,6 +98,24 @@ static struct tcp_socket *known_socket(const struct sock *sk)
 static int has(const struct tcp_socket *socket, enum event event)
 {
 	return socket->connection.noted & event;
+}
+
+/* A new entry, to be filled in and then told to walks by its address; NULL if there is no place, or with
+ * BPF_NOEXIST if there is one already. Not built on the stack, of which there are 512 bytes.
+ */
+static struct tcp_socket *new_socket(const struct sock *sk, __u64 flags)
+{
+	__u64 key = (__u64)sk;
+
+	if (bpf_map_update_elem(&tcp_sockets, &key, &no_socket, flags))
+		return 0;
+	return bpf_map_lookup_elem(&tcp_sockets, &key);
+}
+
+static void show_to_walks(struct tcp_socket *socket, const struct sock *sk)
+{
+	barrier();
+	socket->sk = (__u64)sk;
 }
 
 /* By its ports the walk tells whether the socket is still there. */

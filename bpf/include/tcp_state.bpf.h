@@ -123,8 +123,8 @@ static void forget_unseen(struct tcp_socket *known)
 	struct tcp_counts *counts;
 	__u64 key = known->sk;
 
-	lose(TCP_LOSS_LATE, 1);
 	if (!has(known, EVENT_ENDED)) {
+		lose(TCP_LOSS_LATE, 1);
 		if (is_connecting(known))
 			fail(known, TCP_FAILURE_OTHER);
 		else
@@ -139,16 +139,11 @@ static void forget_unseen(struct tcp_socket *known)
 	bpf_map_delete_elem(&tcp_sockets, &key);
 }
 
-/* Remember a new connection; 1 if there is no place, so that the second pass tries again. Only the failure of
- * the second pass is a loss: it comes last. */
-static int begin(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *socket, enum pass pass)
+/* Returns 1 where there is no place, so that the second pass tries again. Only the failure of the second pass
+ * is a loss: it comes last.
+ */
+static int no_place(enum pass pass)
 {
-	__u64 key = socket->sk = (__u64)sk;
-
-	if (!bpf_map_update_elem(&tcp_sockets, &key, socket, BPF_ANY)) {
-		count_unless_walked(sk, tp);
-		return 0;
-	}
 	if (pass == PASS_SECOND)
 		lose(TCP_LOSS_UNTRACKED, 1);
 	return 1;
@@ -157,50 +152,52 @@ static int begin(const struct sock *sk, const struct tcp_sock *tp, struct tcp_so
 static int connecting(struct sock *sk, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tcp_socket *known = known_socket(sk), socket = {};
-	struct progress now;
+	struct tcp_socket *socket = known_socket(sk);
 
 	if (!tp)
 		return 0;
-	if (known) {
-		if (pass == PASS_SECOND && is_connecting(known))
+	if (socket) {
+		if (pass == PASS_SECOND && is_connecting(socket))
 			return 0;
-		if (has(known, EVENT_ENDED)) /* the connect before, of the same socket */
-			forget(tp, known);
+		if (has(socket, EVENT_ENDED)) /* the connect before, of the same socket */
+			forget(tp, socket);
 		else
-			forget_unseen(known);
+			forget_unseen(socket);
 	}
-	read_progress(&now, tp); /* of the connects before, where the socket is used again */
-	socket.connection.syn_ns = socket.began_ns = bpf_ktime_get_ns();
-	socket.connection.noted = EVENT_CONNECT;
-	socket.connection.key.cgroup = socket_cgroup(sk);
-	remote_endpoint(sk, &socket.connection.key);
-	socket.sent = now.sent;
-	socket.received = now.received;
-	socket.segments_sent = socket.segs_out = now.segments_sent;
-	socket.segments_received = now.segments_received;
-	socket.retransmits = tp->total_retrans;
-	socket.remote_port = sk->__sk_common.skc_dport;
-	socket.source_port = ((struct inet_sock *)tp)->inet_sport;
-	return begin(sk, tp, &socket, pass);
+	socket = new_socket(sk, BPF_ANY);
+	if (!socket)
+		return no_place(pass);
+	socket->connection.syn_ns = socket->began_ns = bpf_ktime_get_ns();
+	socket->connection.key.cgroup = socket_cgroup(sk);
+	remote_endpoint(sk, &socket->connection.key);
+	/* Of the connects before, where the socket is used again. */
+	socket->segments_sent = socket->segs_out = tp->segs_out;
+	socket->segments_received = tp->segs_in;
+	socket->retransmits = tp->total_retrans;
+	socket->remote_port = sk->__sk_common.skc_dport;
+	socket->source_port = ((struct inet_sock *)tp)->inet_sport;
+	note(socket, EVENT_CONNECT);
+	show_to_walks(socket, sk);
+	count_unless_walked(sk, tp);
+	return 0;
 }
 
 static int established(struct sock *sk, int oldstate, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tcp_socket *known = known_socket(sk), socket = {};
+	struct tcp_socket *socket = known_socket(sk);
 	__u64 now;
 
 	if (!tp)
 		return 0;
 	now = tp->tcp_clock_cache; /* of the segment that completed the handshake */
-	if (known) {
-		if (is_connecting(known)) {
-			known->connection.established_ns =
-			    now > known->connection.syn_ns ? now : bpf_ktime_get_ns();
-			note(known, EVENT_ESTABLISHED);
-			note_ports(known, sk);
-			count_unseen_retransmits(sk, tp, known); /* of the SYN */
+	if (socket) {
+		if (is_connecting(socket)) {
+			socket->connection.established_ns =
+			    now > socket->connection.syn_ns ? now : bpf_ktime_get_ns();
+			note(socket, EVENT_ESTABLISHED);
+			note_ports(socket, sk);
+			count_unseen_retransmits(sk, tp, socket); /* of the SYN */
 			count_unless_walked(sk, tp);
 		}
 		return 0;
@@ -208,14 +205,19 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 	/* Any other's connect began before the programs were attached. */
 	if (oldstate != TCP_SYN_RECV)
 		return 0;
-	socket.connection.established_ns = socket.began_ns = now;
-	socket.connection.noted = EVENT_ESTABLISHED;
-	note_ports(&socket, sk);
-	socket.connection.key.cgroup = socket_cgroup(sk);
-	local_endpoint(sk, &socket.connection.key);
-	socket.retransmits = tp->total_retrans; /* those of the SYN-ACK */
-	inherit_synacks(&socket.connection.key, socket.retransmits);
-	return begin(sk, tp, &socket, pass);
+	socket = new_socket(sk, BPF_ANY);
+	if (!socket)
+		return no_place(pass);
+	socket->connection.established_ns = socket->began_ns = now;
+	note_ports(socket, sk);
+	socket->connection.key.cgroup = socket_cgroup(sk);
+	local_endpoint(sk, &socket->connection.key);
+	socket->retransmits = tp->total_retrans; /* those of the SYN-ACK */
+	inherit_synacks(&socket->connection.key, socket->retransmits);
+	note(socket, EVENT_ESTABLISHED);
+	show_to_walks(socket, sk);
+	count_unless_walked(sk, tp);
+	return 0;
 }
 
 /* One side has ended its direction by a FIN, the first or the second. */

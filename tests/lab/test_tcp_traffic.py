@@ -49,16 +49,28 @@ def kinds(found: dict[str, EndpointRow]) -> dict[str, int]:
     return dict(total)
 
 
-def assert_bytes_agree(pair: Pair, view: View, counted: Results) -> None:
+def assert_agrees(what: str, measured: int, truth: int, unseen: int) -> None:
+    """Compare exactly; ``unseen`` is how much may be missing with ends of connections that no program saw."""
+    assert truth - unseen <= measured <= truth, f"{what}: measured {measured}, counted {truth}, unseen {unseen}"
+
+
+def assert_bytes_agree(pair: Pair, view: View, counted: Results, late: int) -> None:
+    """Compare the bytes of both sides, exactly unless ``late`` ends of connections passed unseen."""
     client, server = both(view)
-    assert {e: (r.sent_bytes, r.received_bytes) for e, r in client.items()} == {
-        e: (r.sent, r.received) for e, r in counted.endpoints.items()
-    }
     transferred = pair.upstream.transferred()
-    assert {e: (r.sent_bytes, r.received_bytes) for e, r in server.items()} == {
-        endpoint: (transferred[int(endpoint[1:])].sent, transferred[int(endpoint[1:])].received)
-        for endpoint in server
-    }
+    assert (set(client), set(server)) == (
+        set(counted.endpoints),
+        {f":{port}" for port, t in transferred.items() if t.requests},
+    )
+    for endpoint, result in counted.endpoints.items():
+        each = late * result.sent // result.established, late * result.received // result.established
+        assert_agrees(f"{endpoint} sent", client[endpoint].sent_bytes, result.sent, each[0])
+        assert_agrees(f"{endpoint} received", client[endpoint].received_bytes, result.received, each[1])
+    for endpoint, row in server.items():
+        truth = transferred[int(endpoint[1:])]
+        each = late * truth.sent // row.established, late * truth.received // row.established
+        assert_agrees(f"{endpoint} sent", row.sent_bytes, truth.sent, each[0])
+        assert_agrees(f"{endpoint} received", row.received_bytes, truth.received, each[1])
 
 
 def mixed(seed: int) -> Plan:
@@ -90,18 +102,24 @@ def test_a_minute_of_mixed_traffic_over_a_lossy_path_agrees_exactly(pair: Pair) 
         pair.settle()  # a socket may still retransmit after its application has closed it
         view = measure_until(measurement, settled)
         after = [host.snmp() for host in (pair.client, pair.server)]
-        assert_bytes_agree(pair, view, counted)
+        # Some hosts run no program while their supervisor is the current task (docs/architecture.md): 0 on others.
+        late = view.health.losses["tcp_late"]
+        assert_bytes_agree(pair, view, counted, late)
         for found, begun, ended in zip(both(view), before, after, strict=True):
             grown = {name: ended[name] - begun[name] for name in ended}
             by_kind = kinds(found)
-            assert sum(by_kind.values()) == grown["Tcp.RetransSegs"] > 100
+            assert_agrees("retransmits", sum(by_kind.values()), grown["Tcp.RetransSegs"], late)
             syns = by_kind.get("syn", 0) + by_kind.get("synack", 0)
-            assert syns == grown["TcpExt.TCPSynRetrans"] > 0
+            assert_agrees("SYNs", syns, grown["TcpExt.TCPSynRetrans"], late)
+            assert sum(by_kind.values()) > 1000
+            assert syns > 0
         for endpoint, row in both(view)[0].items():
             result = counted.endpoints[endpoint]
             assert (row.connects, row.established) == (result.connects, result.established)
-            assert {who: n for who, n in row.closes.items() if n} == closers(result.closed)
-            assert row.duration.count == len(result.lifetimes)
+            assert sum(row.closes.values()) == len(result.lifetimes)
+            for who, n in closers(result.closed).items():
+                assert abs(row.closes[who] - n) <= late
+            assert_agrees(f"{endpoint} lifetimes", row.duration.count, len(result.lifetimes), late)
             assert row.rtt.count >= result.established
         assert {kind for kind, n in view.health.losses.items() if n} <= {"tcp_late", "tcp_retransmits_unseen"}
 

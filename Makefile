@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 OBJECTS := agent/tidegate/kernel/objects
 SOURCES := $(filter-out bpf/types.bpf.c,$(wildcard bpf/*.bpf.c))
 HEADERS := $(wildcard bpf/include/*.h)
-C_FILES := bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcard tests/kernel/*.c)
+C_FILES := bench/*.c bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcard tests/kernel/*.c)
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 

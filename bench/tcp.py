@@ -58,7 +58,7 @@ def run_time(program: Path) -> Figure:
     with statistics_on(), Measurement(Bounds()) as measurement:
         cost(program)
         info = {p.name: p.info() for p in measurement.programs}
-    events = info["tcp_state"].runs + info["tcp_state"].recursion_misses
+    events = info["tcp_state"].runs + (info["tcp_state"].recursion_misses or 0)
     total = sum(i.run_time_ns for i in info.values())
     each = ", ".join(f"{name} {i.run_time_ns / max(i.runs, 1):.0f} ns x {i.runs}" for name, i in info.items())
     return Figure(

@@ -14,6 +14,7 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.config import Config, load
+from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
 from tidegate.errors import TidegateError
 from tidegate.export.prometheus import Exporter, Tls
@@ -21,6 +22,7 @@ from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import FIELDS, Bounds, Measurement
 from tidegate.model.snapshot import View
+from tidegate.schedule import Schedule
 
 log = logging.getLogger("tidegate")
 
@@ -54,7 +56,11 @@ class Agent:
             stack.callback(self._close_exporter)
             self._exporter = exporter_of(config)
             measurement = stack.enter_context(
-                Measurement(bounds_of(config), host_root=Path(config.services.host_root))
+                Measurement(
+                    bounds_of(config),
+                    host_root=Path(config.services.host_root),
+                    statistics=config.signals.program_statistics,
+                )
             )
             server = ControlServer(
                 socket,
@@ -92,23 +98,24 @@ class Agent:
         if new.metrics != old.metrics:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
-            log.warning("reload: control, signals.tcp and services.host_root take effect at the next start")
+            log.warning(
+                "reload: control, services.host_root and signals (not interval) take effect at the next start"
+            )
         log.info("config reloaded")
 
     async def _tick(self, measurement: Measurement, server: ControlServer) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + min(FIRST_TICK, self.config.signals.interval)
-        while not await self._stopped_before(due):
-            late = loop.time() - due
+        schedule = Schedule(loop.time() + min(FIRST_TICK, self.config.signals.interval))
+        while not await self._stopped_before(schedule.due):
+            ticks = schedule.begin(loop.time(), self.config.signals.interval)
             # In a thread: the swap of tables waits for a grace period, 10 to 30 ms in which clients are served.
-            view = with_losses(await asyncio.to_thread(measurement.measure, late), server.losses())
+            view = with_losses(await asyncio.to_thread(measurement.measure, ticks), server.losses())
             if self._exporter is not None:
                 self._exporter.collector.show(view)
             server.publish(view)
             if self.on_view is not None:
                 self.on_view(view)
             measurement.totals.limit(*limits_of(self.config))
-            due = max(due + self.config.signals.interval, loop.time())
 
     async def _stopped_before(self, due: float) -> bool:
         delay = due - asyncio.get_running_loop().time()
@@ -132,7 +139,8 @@ class Agent:
 
 def _for_the_next_start(config: Config) -> tuple[object, ...]:
     """Return the parts of a config that a running agent doesn't change."""
-    return config.control, config.signals.tcp, config.services.host_root
+    signals = msgspec.structs.replace(config.signals, interval=Signals().interval)
+    return config.control, signals, config.services.host_root
 
 
 def with_losses(view: View, losses: Mapping[str, int]) -> View:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What works on a host and what would mend the rest, decided from its facts; pure."""
+"""What works on a host and in a running agent, and what would mend the rest, decided from facts; pure."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from tidegate.errors import UnavailableError
 from tidegate.kernel.probe import Host
 from tidegate.model.feature import Feature, State
+from tidegate.model.snapshot import Health
 
 _PRIVILEGE = ("CAP_BPF", "CAP_PERFMON")
 
 
 def features(host: Host) -> list[Feature]:
     """Judge every feature of this version."""
-    return [privilege(host), btf(host), identity(host)]
+    return [privilege(host), btf(host), identity(host), namespaces(host)]
 
 
 def privilege(host: Host) -> Feature:
@@ -52,6 +55,19 @@ def identity(host: Host) -> Feature:
     )
 
 
+def namespaces(host: Host) -> Feature:
+    """To look for open connections in the network namespaces of others takes setns(2)."""
+    if "CAP_SYS_ADMIN" in host.capabilities:
+        return Feature(name="namespaces", state=State.OK)
+    return Feature(
+        name="namespaces",
+        state=State.DEGRADED,
+        reason="other network namespaces can't be entered without CAP_SYS_ADMIN, so a connection that was open "
+        "there before the agent's start is seen only from its first close, reset or retransmit on",
+        remedy="grant CAP_SYS_ADMIN; without it, connections that begin later are complete all the same",
+    )
+
+
 def require(found: list[Feature]) -> None:
     """Raise :class:`UnavailableError` with every reason and remedy where a feature is unavailable."""
     missing = [f for f in found if f.state is State.UNAVAILABLE]
@@ -68,3 +84,152 @@ def unseen_failures() -> Feature:
         "state and are not counted",
         remedy="none in this version; 'ip route get ADDRESS' shows a missing route",
     )
+
+
+#: A map that is fuller than this share of its limit is about to lose.
+FULL = 0.9
+#: More late and skipped ticks than one in so many, and more than a few, are too many.
+TICKS_FOR_ONE_LATE, LATE_TICKS_ALLOWED = 100, 2
+
+#: Which key of the config sizes a map.
+_SIZED_BY = {"tcp_rows": "signals.tcp.max_rows", "tcp_sockets": "signals.tcp.max_sockets"}
+
+#: What each kind of loss means and what mends it.
+_LOSSES = {
+    "cgroup_events": (
+        "cgroups that appeared or went found no place in the ring; services that live shortly may go by number",
+        "lower signals.interval",
+    ),
+    "tcp_rows_full": (
+        "counts found no place in the table of an interval and are in the service 'other'",
+        "raise signals.tcp.max_rows, or lower signals.interval",
+    ),
+    "tcp_untracked": (
+        "connections found no place among those that are followed and are in no row",
+        "raise signals.tcp.max_sockets",
+    ),
+    "tcp_late": (
+        "changes of connections passed unseen and were made up for; what one did just before its end may be missing",
+        "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
+    ),
+    "tcp_retransmits_unseen": (
+        "retransmits that this host's kernel showed to no program were counted later, so their kind is a guess",
+        "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
+    ),
+    "rows_folded": (
+        "idle rows were folded into 'other' to make room",
+        "raise services.max_rows or services.max_endpoints",
+    ),
+    "control_clients_slow": (
+        "clients of the control socket were dropped because they did not read",
+        "have them read faster, or raise control.queue",
+    ),
+    "control_clients_refused": (
+        "clients of the control socket were refused because there were too many",
+        "raise control.max_clients",
+    ),
+    "control_peers_refused": (
+        "peers at the control socket were refused because they are neither root nor the agent's user",
+        "run their commands as root",
+    ),
+}
+_UNKNOWN_LOSS = ("something could not be counted where it belongs", "watch its metric for when it grows")
+
+
+def agent(health: Health, interval: float) -> list[Feature]:
+    """Judge a running agent by its health: what it takes, then each thing that is amiss.
+
+    ``interval`` is in seconds; counts are of the time since the agent started.
+    """
+    amiss = [*_lost(health), *_full_maps(health), *_ticks(health, interval), *_misses(health), *_untimed(health)]
+    return [
+        Feature(
+            name="agent",
+            state=State.DEGRADED if amiss else State.OK,
+            reason=taken(health),
+            remedy="what stands below" if amiss else "",
+        ),
+        *amiss,
+    ]
+
+
+def taken(health: Health) -> str:
+    """Say what the agent takes of the machine; what was not measured is left out."""
+    maps = sum(m.bytes for m in health.maps.values() if m.bytes is not None)
+    runs = sum(p.runs for p in health.programs.values() if p.runs is not None)
+    seconds = sum(p.seconds for p in health.programs.values() if p.seconds is not None)
+    parts = [
+        f"version {health.version}, pid {health.pid}",
+        "" if health.cpu is None else f"{health.cpu:.1%} of a CPU",
+        "" if health.rss_bytes is None else f"{health.rss_bytes / 2**20:.1f} MiB resident",
+        f"{maps / 2**20:.1f} MiB of maps",
+        f"programs {seconds / runs * 1e9:.0f} ns a run, {runs} runs" if runs else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _lost(health: Health) -> Iterator[Feature]:
+    metrics = {"events_lost_total": health.events_lost, "losses_total": health.losses}
+    for metric, counts in metrics.items():
+        for kind, count in counts.items():
+            if count:
+                what, remedy = _LOSSES.get(kind, _UNKNOWN_LOSS)
+                yield _amiss(kind, f"{count} since the start (tidegate_{metric}): {what}", remedy)
+
+
+def _full_maps(health: Health) -> Iterator[Feature]:
+    for name, m in health.maps.items():
+        if m.entries is not None and m.limit is not None and m.entries > FULL * m.limit:
+            key = _SIZED_BY.get(name)
+            yield _amiss(
+                f"map:{name}",
+                f"{m.entries} of {m.limit} entries are taken; what finds no place is lost",
+                f"raise {key} above {m.limit}" if key else "nothing to set: its size is fixed",
+            )
+    if health.rows > FULL * health.rows_limit:
+        yield _amiss(
+            "rows",
+            f"{health.rows} of {health.rows_limit} rows are taken; further ones are summed in 'other'",
+            f"raise services.max_rows above {health.rows_limit}, or lower services.idle",
+        )
+
+
+def _ticks(health: Health, interval: float) -> Iterator[Feature]:
+    bad = health.ticks_late + health.ticks_skipped
+    if bad > max(health.ticks // TICKS_FOR_ONE_LATE, LATE_TICKS_ALLOWED):
+        yield _amiss(
+            "ticks",
+            f"of {health.ticks} ticks {health.ticks_late} began late and {health.ticks_skipped} more were "
+            f"skipped; the last took {health.tick_seconds * 1e3:.0f} ms",
+            "give the agent more CPU (CPUWeight=, a CPU request), raise signals.interval above "
+            f"{interval:.1f}s, or lower services.max_rows",
+        )
+
+
+def _misses(health: Health) -> Iterator[Feature]:
+    """Judge calls that the kernel left out; of a program and its twin ``…_again`` what both may have missed."""
+    for name, program in health.programs.items():
+        if name.endswith("_again") and name.removesuffix("_again") in health.programs:
+            continue
+        twin = health.programs.get(f"{name}_again")
+        missed = min(program.misses or 0, (twin or program).misses or 0)
+        if missed:
+            yield _amiss(
+                f"program:{name}",
+                f"the kernel left out up to {missed} events, as the program was running on that CPU already; "
+                "counts may be short by as many",
+                "nothing to set; compare with the kernel's own counts: nstat -az",
+            )
+
+
+def _untimed(health: Health) -> Iterator[Feature]:
+    if health.statistics_refused is not None:
+        yield _amiss(
+            "program_statistics",
+            f"signals.program_statistics is on, but: {health.statistics_refused}",
+            "grant CAP_SYS_ADMIN, or set sysctl kernel.bpf_stats_enabled=1, or take the key out",
+        )
+
+
+def _amiss(name: str, reason: str, remedy: str) -> Feature:
+    return Feature(name=f"agent:{name}", state=State.DEGRADED, reason=reason, remedy=remedy)

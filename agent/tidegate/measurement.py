@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -11,15 +13,19 @@ from typing import Self
 import msgspec
 
 from tidegate import __version__, rates
+from tidegate.errors import KernelError
 from tidegate.features import features, require
+from tidegate.health import program_share, read_programs, share, usage
 from tidegate.identity.cgroups import CgroupWatch, Services, tree, walk
 from tidegate.identity.containers import ContainerNames
-from tidegate.kernel.objects import Program
-from tidegate.kernel.probe import Host, node, probe
-from tidegate.model.snapshot import Health, View
+from tidegate.kernel.objects import Program, statistics_on
+from tidegate.kernel.probe import Host, node, probe, statistics_enabled
+from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.signals.tcp import TcpSignal
 from tidegate.signals.tcp_fields import FIELDS as TCP_FIELDS
 from tidegate.totals import Sample, Totals
+
+log = logging.getLogger("tidegate")
 
 FIELDS = TCP_FIELDS
 
@@ -37,32 +43,43 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 class Measurement:
     """Programs that are attached, names that are known, totals since the start.
 
-    ``host_root`` is where the host's / is seen. A context manager; raises
+    ``host_root`` is where the host's / is seen. With ``statistics`` the kernel times all BPF programs meanwhile,
+    where it lets the agent ask for that. A context manager; raises
     :class:`tidegate.errors.UnavailableError` where the host lacks what is needed.
     """
 
-    def __init__(self, bounds: Bounds, host: Host | None = None, host_root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        bounds: Bounds,
+        host: Host | None = None,
+        host_root: Path = Path("/"),
+        *,
+        statistics: bool = False,
+    ) -> None:
         self.bounds = bounds
         host = host or probe()
         require(features(host))
-        self._cgroups = CgroupWatch.start()
-        try:
+        with contextlib.ExitStack() as stack:
+            self._statistics_refused = _switch_on_statistics(stack) if statistics else None
+            self._statistics = statistics and self._statistics_refused is None
+            self._cgroups = stack.enter_context(contextlib.closing(CgroupWatch.start()))
             # The programs first, then the walk: a cgroup made in between is seen by one of the two.
             root = tree(host_root, Path(host.cgroup2 or "/"))
             self._services = Services(lambda: walk(root), ContainerNames.below(host_root).name_of)
             self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets)
-        except BaseException:
-            self._cgroups.close()
-            raise
+            stack.callback(self._tcp.close)
+            self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
         self._before: Sample = {}
         self._measured_at = time.monotonic()
+        self._usage = usage()
+        self._programs: dict[str, ProgramHealth] = self._read_programs()
 
-    def measure(self, late_seconds: float = 0.0) -> View:
+    def measure(self, ticks: Ticks | None = None) -> View:
         """Read what the kernel counted since the last time and show it with the totals.
 
-        ``late_seconds`` is how late this measurement began, for the agent's own health.
+        ``ticks`` is how the caller keeps its interval, for the agent's own health.
         """
         began = time.monotonic()
         records = self._tcp.read()
@@ -75,7 +92,7 @@ class Measurement:
             self._before, now, time=time.time(), interval=read_at - self._measured_at, node=machine
         )
         self._before, self._measured_at = now, read_at
-        health = self._health(late_seconds, began)
+        health = self._health(ticks or Ticks(), began)
         return View(**msgspec.structs.asdict(snapshot), health=health)
 
     @property
@@ -85,8 +102,7 @@ class Measurement:
 
     def close(self) -> None:
         """Detach and unload everything."""
-        self._tcp.close()
-        self._cgroups.close()
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self
@@ -101,17 +117,41 @@ class Measurement:
             self._events_lost = lost
             self._services.rescan()
 
-    def _health(self, late_seconds: float, began: float) -> Health:
-        maps = self._tcp.maps() | self._cgroups.maps()
+    def _read_programs(self) -> dict[str, ProgramHealth]:
+        programs = (*self._tcp.bpf.programs.values(), *self._cgroups.bpf.programs.values())
+        return read_programs(programs, self._statistics or statistics_enabled())
+
+    def _health(self, ticks: Ticks, began: float) -> Health:
+        before, self._usage = self._usage, usage()
+        programs_before, self._programs = self._programs, self._read_programs()
         return Health(
             version=__version__,
             pid=os.getpid(),
             loader="libbpf",
-            maps=maps,
+            maps=self._tcp.maps() | self._cgroups.maps(),
+            programs=self._programs,
+            statistics_refused=self._statistics_refused,
             events_lost=self._cgroups.losses(),
             losses=self._tcp.losses() | {"rows_folded": self.totals.folded},
             rows=len(self._before),
             rows_limit=self.bounds.rows,
-            late_seconds=late_seconds,
+            ticks=ticks.taken,
+            ticks_late=ticks.late,
+            ticks_skipped=ticks.skipped,
+            late_seconds=ticks.late_seconds,
             tick_seconds=time.monotonic() - began,
+            cpu=share(before, self._usage),
+            cpu_seconds=self._usage.cpu_seconds,
+            program_cpu=program_share(programs_before, self._programs, self._usage.at - before.at),
+            rss_bytes=self._usage.rss_bytes,
         )
+
+
+def _switch_on_statistics(stack: contextlib.ExitStack) -> str | None:
+    """Have the kernel time BPF programs until ``stack`` is closed; return why not, where it refuses."""
+    try:
+        stack.enter_context(statistics_on())
+    except KernelError as error:
+        log.warning("signals.program_statistics: %s; going on without run times", error)
+        return str(error)
+    return None

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.test_histogram import slot_of
 from tidegate.errors import KernelError, UnavailableError
-from tidegate.kernel.maps import ANY, EXIST, NOEXIST, RingBuffer
+from tidegate.kernel.maps import ANY, EXIST, NOEXIST, Map, RingBuffer
 from tidegate.kernel.objects import BpfObject, Link
 from tidegate.kernel.probe import probe
 
@@ -222,3 +222,21 @@ def test_closing_twice_is_harmless() -> None:
     bpf = BpfObject(PROGRAMS).load()
     bpf.close()
     bpf.close()
+
+
+@pytest.mark.parametrize("weighed", [True, False])
+def test_entries_of_a_growing_map_are_counted(loaded: BpfObject, weighed: bool) -> None:
+    growing = loaded.maps["growing"]
+    counted = growing if weighed else Map(growing._pointer)  # unweighed: as kernels before 6.4 leave it
+    for n in range(3000):
+        growing[u32(n)] = u64(n)
+    assert counted.entries() == 3000
+    if weighed:
+        for n in range(1, 3000):
+            del growing[u32(n)]
+        assert growing.entries() == 1
+    assert loaded.maps["numbers"].entries() is None
+
+
+def test_weighing_leaves_nothing_in_a_map(loaded: BpfObject) -> None:
+    assert list(loaded.maps["growing"].batches()) == []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,25 +21,38 @@ PROGRAM = str(Path(sys.executable).with_name("tidegate"))
 
 
 class RunningAgent:
-    """``tidegate run`` with a config of its own; a context manager that ends it."""
+    """``tidegate run`` with a config of its own, behind the command ``under``; a context manager that ends it."""
 
     def __init__(
-        self, directory: Path, port: int, *, interval: str = "100ms", extra: str = "", tag: str = ""
+        self,
+        directory: Path,
+        port: int,
+        *,
+        interval: str = "100ms",
+        signals: str = "",
+        extra: str = "",
+        tag: str = "",
+        under: Sequence[str] = (),
     ) -> None:
         self._ending = f"{tag}.service"
         self.directory, self.port = directory, port
         self.socket = directory / "control.sock"
         self.config = directory / "tidegate.yaml"
-        self.write_config(interval=interval, extra=extra)
+        self.write_config(interval=interval, signals=signals, extra=extra)
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [PROGRAM, "run", "-c", str(self.config)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*under, PROGRAM, "run", "-c", str(self.config)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
-    def write_config(self, *, interval: str = "100ms", extra: str = "", port: int | None = None) -> None:
+    def write_config(
+        self, *, interval: str = "100ms", signals: str = "", extra: str = "", port: int | None = None
+    ) -> None:
         """Write the file that the agent reads at the start and on SIGHUP."""
         self.config.write_text(
-            f"signals: {{interval: {interval}}}\n"
+            f"signals: {{interval: {interval}{', ' if signals else ''}{signals}}}\n"
             f"metrics: {{listen: '127.0.0.1:{port or self.port}'}}\n"
             f"control: {{socket: '{self.socket}'}}\n{extra}",
             encoding="utf-8",
@@ -86,6 +100,22 @@ class RunningAgent:
                     found[service.replace(self._ending, ".service"), *rest] = sample.value
         return found
 
+    def samples(self, metric: str, label: str) -> dict[str, float]:
+        """Return the samples of one metric of the agent's own by a label."""
+        return {
+            sample.labels[label]: sample.value
+            for family in text_string_to_metric_families(self.metrics())
+            for sample in family.samples
+            if sample.name == metric
+        }
+
+    def doctor(self) -> dict[str, dict[str, str]]:
+        """Return the features that ``doctor`` finds in this agent by name."""
+        done = self.command("doctor", "--json")
+        assert done.returncode == 0, done.stderr
+        found = {feature["name"]: feature for feature in json.loads(done.stdout)}
+        return {name: feature for name, feature in found.items() if name.startswith("agent")}
+
     def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the program against this agent."""
         return command(*argv, "--socket", str(self.socket))
@@ -121,6 +151,16 @@ def loaded_programs() -> set[int]:
     """Return the ids of the tracing programs that are loaded on this machine."""
     listing = subprocess.run(["bpftool", "-j", "prog", "list"], capture_output=True, text=True, check=True)
     return {program["id"] for program in json.loads(listing.stdout) if program["type"] == "tracing"}
+
+
+def program_runs(pid: int) -> int:
+    """Return how many runs of the BPF programs that a process holds the kernel has counted."""
+    runs = 0
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            fields = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
+            runs += int(fields.get("run_cnt", 0))
+    return runs
 
 
 def attached_links(pid: int) -> int:

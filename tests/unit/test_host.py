@@ -71,10 +71,19 @@ def test_a_healthy_host_has_all() -> None:
 )
 def test_what_is_missing_is_named_with_its_remedy(change: dict[str, object], name: str, words: str) -> None:
     found = features(msgspec.structs.replace(HEALTHY, **change))
-    (missing,) = [feature for feature in found if feature.state is not State.OK]
+    (missing,) = [feature for feature in found if feature.state is State.UNAVAILABLE]
     assert missing.name == name
     with pytest.raises(UnavailableError, match=words):
         require(found)
+
+
+def test_without_sys_admin_only_what_was_open_before_is_less() -> None:
+    capabilities = frozenset({"CAP_BPF", "CAP_PERFMON"})
+    found = features(msgspec.structs.replace(HEALTHY, capabilities=capabilities, euid=1000))
+    (less,) = [feature for feature in found if feature.state is not State.OK]
+    assert (less.name, less.state) == ("namespaces", State.DEGRADED)
+    assert "CAP_SYS_ADMIN" in less.remedy
+    require(found)
 
 
 def test_sys_admin_alone_is_enough() -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -14,12 +16,12 @@ from tidegate.errors import UsageError
 from tidegate.export.prometheus import ViewCollector
 from tidegate.identity.cgroups import text_of
 from tidegate.identity.services import Service
-from tidegate.model.fields import Role
-from tidegate.model.snapshot import Health, MapHealth, Node, View
+from tidegate.model.fields import Field, Role
+from tidegate.model.snapshot import Health, MapHealth, Node, ProgramHealth, View
 from tidegate.rates import snapshot
 from tidegate.signals.tcp_fields import COUNTERS, FIELDS, Counter
 from tidegate.top.columns import duration
-from tidegate.top.plain import Options, frame
+from tidegate.top.plain import Options, frame, header
 from tidegate.totals import Row, RowKey
 
 pytestmark = pytest.mark.unit
@@ -28,12 +30,24 @@ HEALTH = Health(
     pid=7,
     loader="libbpf",
     maps={"tcp_rows": MapHealth(entries=2, limit=10, bytes=4096)},
+    programs={
+        "tcp_state": ProgramHealth(runs=40, seconds=0.002, misses=1),
+        "tcp_destroyed": ProgramHealth(runs=None, seconds=None, misses=None),
+    },
+    statistics_refused=None,
     events_lost={"cgroup_events": 0},
     losses={"tcp_rows_full": 3},
     rows=2,
     rows_limit=10,
+    ticks=100,
+    ticks_late=4,
+    ticks_skipped=1,
     late_seconds=0.0,
     tick_seconds=0.01,
+    cpu=0.0123,
+    cpu_seconds=3.5,
+    program_cpu=0.0004,
+    rss_bytes=44 << 20,
 )
 
 
@@ -55,8 +69,8 @@ def view(*names: str) -> View:
     return View(**{name: getattr(taken, name) for name in taken.__struct_fields__}, health=HEALTH)
 
 
-def scrape(shown: View) -> str:
-    collector = ViewCollector(FIELDS)
+def scrape(shown: View, fields: Sequence[Field] = FIELDS) -> str:
+    collector = ViewCollector(fields)
     collector.show(shown)
     registry = CollectorRegistry()
     registry.register(collector)
@@ -122,10 +136,34 @@ def test_nothing_is_offered_before_the_first_view() -> None:
 def test_a_frame_shows_who_to_whom_and_what_fails() -> None:
     text = "\n".join(frame(view("shop.service"), Options()))
     assert "n1  Linux 6.1.0" in text
-    assert "losses 3" in text
     line = next(line for line in text.splitlines() if "10.0.0.6:5000" in line)
     assert line.split()[:3] == ["shop.service", "client", "10.0.0.6:5000"]
     assert line.endswith("refused 2")
+
+
+def test_a_header_has_the_agents_own_state() -> None:
+    node, agent = header(view("shop.service"))
+    assert node == "tidegate 1.2.3  n1  Linux 6.1.0  2 CPUs  up 1d01h  interval 1.0s"
+    assert agent == (
+        "agent 1.2% CPU  programs 0.04% CPU  44.0 MiB RSS  maps 4.0 KiB  rows 2/10  lost 3 (tcp_rows_full 3)  "
+        "ticks 4 late 1 skipped"
+    )
+
+
+def test_a_header_leaves_out_what_is_not_measured_or_well() -> None:
+    shown = view("shop.service")
+    health = msgspec.structs.replace(
+        shown.health, cpu=None, program_cpu=None, rss_bytes=None, losses={}, ticks_late=0, ticks_skipped=0
+    )
+    assert header(msgspec.structs.replace(shown, health=health))[1] == "agent  maps 4.0 KiB  rows 2/10  lost 0"
+
+
+def test_a_late_tick_is_in_the_header_while_it_is() -> None:
+    shown = view("shop.service")
+    health = msgspec.structs.replace(shown.health, late_seconds=0.25)
+    assert header(msgspec.structs.replace(shown, health=health))[1].endswith(
+        "ticks 4 late 1 skipped, now by 250ms"
+    )
 
 
 def test_a_frame_fits_the_terminal() -> None:
@@ -138,14 +176,14 @@ def test_a_frame_fits_the_terminal() -> None:
 def test_rows_are_filtered_sorted_and_cut_to_columns() -> None:
     shown = view("a.service", "b.service", "c.service")
     options = Options(tables=("services",), sort="connects", columns=("service", "connects"))
-    lines = frame(shown, options)[2:]
+    lines = frame(shown, options)[3:]
     assert [line.split() for line in lines] == [
         ["SERVICE", "CONNECTS"],
         ["c.service", "12"],
         ["b.service", "11"],
         ["a.service", "10"],
     ]
-    assert len(frame(shown, Options(tables=("services",), filter="b.serv"))) == 4
+    assert len(frame(shown, Options(tables=("services",), filter="b.serv"))) == 5
 
 
 @pytest.mark.parametrize(

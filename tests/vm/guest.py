@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.vm.report import MARKER, ObjectReport, ProgramReport, Report, Rows
+from tests.vm.report import ENTRIES, MARKER, ObjectReport, ProgramReport, Report, Rows
 from tests.vm.traffic import Client, Count, Counts, Ports, Server, move_to
 from tidegate.errors import TidegateError
 from tidegate.kernel.objects import OBJECTS, BpfObject, Link, Program
@@ -86,6 +86,7 @@ def run() -> Report:
         measured, losses, refusal = rows_of(view), view.health.losses | view.health.events_lost, ""
     except TidegateError as error:
         counted, measured, losses, refusal = {}, None, {}, str(error)
+    entries, counts_misses = count_entries()
     return Report(
         kernel=platform.release(),
         objects=objects,
@@ -94,8 +95,19 @@ def run() -> Report:
         counted=counted,
         measured=measured,
         losses=losses,
+        entries=entries,
+        counts_misses=counts_misses,
         refusal=refusal,
     )
+
+
+def count_entries() -> tuple[int | None, bool]:
+    """Fill a map that grows; return how many entries it is said to have, and whether misses are counted."""
+    with BpfObject.named("tcp") as bpf:
+        sockets = bpf.load().maps["tcp_sockets"]
+        for n in range(ENTRIES):
+            sockets[n.to_bytes(sockets.key_size, "little")] = bytes(sockets.value_size)
+        return sockets.entries(), bpf.programs["tcp_state"].info().recursion_misses is not None
 
 
 def try_object(path: Path) -> ObjectReport:

@@ -10,6 +10,9 @@ from tidegate.model.feature import Feature
 
 MARKER = "tidegate-guest-report: "
 
+#: How many entries the guest puts into a map that grows, to have them counted.
+ENTRIES = 1500
+
 #: Counts by service, role and endpoint, as "gateway.service client 127.0.0.1:80".
 Rows = dict[str, Count]
 
@@ -47,7 +50,11 @@ class ObjectReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was tried in a guest; ``measured`` is None with ``refusal`` where the agent didn't start."""
+    """All that was tried in a guest; ``measured`` is None with ``refusal`` where the agent didn't start.
+
+    ``entries`` is how many the agent counted in a map with ENTRIES, ``counts_misses`` whether the kernel says how
+    often it left a program out.
+    """
 
     kernel: str
     objects: list[ObjectReport]
@@ -56,4 +63,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     counted: Rows
     measured: Rows | None
     losses: dict[str, int]
+    entries: int | None
+    counts_misses: bool
     refusal: str = ""

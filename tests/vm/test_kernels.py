@@ -12,7 +12,7 @@ import pytest
 from tests.vm import initramfs
 from tests.vm.kernels import SUITES, KernelUnavailableError, kernel
 from tests.vm.machine import DEADLINE, QEMU, GuestError, boot
-from tests.vm.report import ObjectReport, Report
+from tests.vm.report import ENTRIES, ObjectReport, Report
 from tests.vm.traffic import ABORTED, ESTABLISHED, EXHAUSTED, REFUSED
 from tidegate.kernel.objects import OBJECTS
 from tidegate.model.feature import Feature, State
@@ -82,6 +82,15 @@ def test_counts_are_those_of_the_programs_that_connect(report: Report) -> None:
     assert report.measured is not None, report.refusal
     assert report.measured == report.counted
     assert not any(report.losses.values()), report.losses
+
+
+def test_entries_of_a_map_are_counted_also_where_the_kernel_does_not_charge_for_each(report: Report) -> None:
+    assert report.entries == ENTRIES
+
+
+def test_misses_are_unmeasured_before_the_kernel_counts_them(report: Report) -> None:
+    version = tuple(int(part) for part in report.kernel.split(".")[:2])
+    assert report.counts_misses == (version >= (5, 12))
 
 
 def test_traffic_is_what_it_is_meant_to_be(report: Report) -> None:

@@ -102,6 +102,8 @@ def test_report_is_found_among_the_kernels_messages() -> None:
         counted={"a client b": Count(1, 1)},
         measured=None,
         losses={},
+        entries=None,
+        counts_misses=False,
         refusal="no",
     )
     line = MARKER + msgspec.json.encode(report).decode()

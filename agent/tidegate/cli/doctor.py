@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
+from tidegate.config import Config
+from tidegate.control.client import ControlClient, NoAgentError
 from tidegate.errors import TidegateError
-from tidegate.features import features, unseen_failures
+from tidegate.features import agent, features, unseen_failures
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
@@ -19,11 +22,15 @@ from tidegate.signals import tcp
 _OBJECTS = {"tcp": "connections, failures and handshakes", "cgroup": "names of services that live shortly"}
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check each feature: ok, degraded or unavailable, the reason, and what would mend it."""
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    socket: Annotated[Path | None, typer.Option("--socket", help="The agent's control socket.")] = None,
+) -> None:
+    """Check each feature and the running agent: ok, degraded or unavailable, why, and what would mend it."""
     found = features(probe())
     found += [_load(name, purpose) for name, purpose in _OBJECTS.items()]
     found.append(unseen_failures())
+    found += _agent(socket or Path(Config().control.socket))
     if json:
         typer.echo(msgspec.json.encode(found).decode())
     else:
@@ -61,6 +68,19 @@ def _load_tcp() -> Feature:
         reason=f"{refusal}, so their bytes are counted when a connection's state changes and at its end",
         remedy="a later kernel; Linux 6.1 has what the walk needs",
     )
+
+
+def _agent(path: Path) -> list[Feature]:
+    """Ask the running agent for its health; nothing where none runs."""
+    try:
+        with ControlClient(path) as client:
+            view = next(client.watch())
+    except NoAgentError:
+        return []
+    except TidegateError as error:
+        remedy = "ask as root or as the agent's user, with the program of the agent's version"
+        return [Feature(name="agent", state=State.DEGRADED, reason=str(error), remedy=remedy)]
+    return agent(view.health, view.interval)
 
 
 def _line(feature: Feature) -> str:

@@ -42,6 +42,7 @@ class Signals(Section, frozen=True, kw_only=True):
     """What is measured, and how often."""
 
     interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
+    program_statistics: bool = False
     tcp: TcpSignal = TcpSignal()
 
 

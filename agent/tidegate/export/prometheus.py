@@ -4,28 +4,36 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import itertools
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import msgspec
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    ProcessCollector,
+    generate_latest,
+    make_wsgi_app,
+    start_http_server,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import gzip_accepted
 from prometheus_client.registry import Collector
 
 from tidegate.errors import UnavailableError
+from tidegate.export import health, text
+from tidegate.export.text import LABELS, PREFIX
 from tidegate.model.fields import Field, Kind
-from tidegate.model.snapshot import Distribution, EndpointRow, Health, View
-
-PREFIX = "tidegate_"
-LABELS = ("service", "container", "role", "endpoint", "name")
+from tidegate.model.snapshot import Distribution, EndpointRow, View
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +51,12 @@ class ViewCollector(Collector):
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        self._fields = fields
-        self._view: View | None = None
+        self.fields = fields
+        self.view: View | None = None
 
     def show(self, view: View) -> None:
         """Offer this view from now on."""
-        self._view = view
+        self.view = view
 
     def describe(self) -> Iterable[Metric]:
         """Nothing beforehand: the names are fixed by the fields."""
@@ -56,12 +64,12 @@ class ViewCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of one consistent view."""
-        view = self._view
+        view = self.view
         if view is None:
             return
-        for field in self._fields:
+        for field in self.fields:
             yield _family(field, view.endpoints)
-        yield from _health(view.health, view.node.kernel)
+        yield from health.families(view.health, view.node.kernel)
 
 
 def _family(field: Field, rows: Iterable[EndpointRow]) -> Metric:
@@ -97,58 +105,53 @@ def _new_family(field: Field, labels: Sequence[str]) -> Metric:
             return HistogramMetricFamily(name, field.help, labels=labels)
 
 
-def _health(health: Health, kernel: str) -> Iterator[Metric]:
-    info = GaugeMetricFamily(
-        PREFIX + "build_info",
-        "Version, kernel and loader of the agent.",
-        labels=["version", "kernel", "loader"],
-    )
-    info.add_metric([health.version, kernel, health.loader], 1)
-    yield info
-    entries = GaugeMetricFamily(
-        PREFIX + "bpf_map_entries", "Entries of a BPF map at the last read.", labels=["map"]
-    )
-    limit = GaugeMetricFamily(PREFIX + "bpf_map_limit", "Entries that a BPF map can hold.", labels=["map"])
-    size = GaugeMetricFamily(
-        PREFIX + "bpf_map_bytes", "Memory that the kernel charges for a BPF map.", labels=["map"]
-    )
-    for name, map_health in health.maps.items():
-        if map_health.limit is not None:
-            limit.add_metric([name], map_health.limit)
-        if map_health.entries is not None:
-            entries.add_metric([name], map_health.entries)
-        if map_health.bytes is not None:
-            size.add_metric([name], map_health.bytes)
-    yield from (entries, limit, size)
-    lost = CounterMetricFamily(
-        PREFIX + "events_lost_total", "Events that found no place in a ring buffer.", labels=["ring"]
-    )
-    for ring, count in health.events_lost.items():
-        lost.add_metric([ring], count)
-    yield lost
-    losses = CounterMetricFamily(
-        PREFIX + "losses_total", "What could not be tracked or told apart, by kind.", labels=["kind"]
-    )
-    for kind, count in health.losses.items():
-        losses.add_metric([kind], count)
-    yield losses
-    rows = GaugeMetricFamily(PREFIX + "rows", "Rows that the agent keeps, of at most rows_limit.")
-    rows.add_metric([], health.rows)
-    yield rows
-    rows_limit = GaugeMetricFamily(PREFIX + "rows_limit", "Rows that the agent keeps at most.")
-    rows_limit.add_metric([], health.rows_limit)
-    yield rows_limit
+class _Families(Collector):
+    """Families that are there already, for prometheus-client's writer."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._families
 
 
 class Exporter:
-    """The metrics server; it listens from its construction on."""
+    """The metrics server; it listens from its construction on.
+
+    Clients that take plain text get it from :mod:`tidegate.export.text`; others are answered by prometheus-client.
+    """
 
     def __init__(self, host: str, port: int, fields: Sequence[Field], tls: Tls | None = None) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(namespace="tidegate", registry=self.registry)
+        self._process = ProcessCollector(namespace="tidegate", registry=self.registry)
         self.collector = ViewCollector(fields)
         self.registry.register(self.collector)
+        self._library_app = make_wsgi_app(self.registry)
         self._server, self._thread = _listen(host, port, self.registry, tls)
+        self._server.set_app(self._answer)
+
+    def scrape(self) -> bytes:
+        """Return the metrics in text format 0.0.4."""
+        view = self.collector.view
+        rows = ""
+        families: Iterable[Metric] = self._process.collect()
+        if view is not None:
+            rows = text.write(self.collector.fields, view.endpoints)
+            families = itertools.chain(families, health.families(view.health, view.node.kernel))
+        return rows.encode() + generate_latest(_Families(families))
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not is_plain(environ):
+            answer: Iterable[bytes] = self._library_app(environ, start_response)
+            return answer
+        headers = [("Content-Type", text.CONTENT_TYPE)]
+        body = self.scrape()
+        if gzip_accepted(environ.get("HTTP_ACCEPT_ENCODING", "")):
+            body = gzip.compress(body, compresslevel=1)
+            headers.append(("Content-Encoding", "gzip"))
+        start_response("200 OK", headers)
+        return [body]
 
     @property
     def port(self) -> int:
@@ -160,6 +163,18 @@ class Exporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def is_plain(environ: Mapping[str, Any]) -> bool:
+    """Say whether a request is for the metrics, and takes them as plain text.
+
+    Prometheus prefers OpenMetrics but takes this too; with the same names, values and types nothing is lost.
+    """
+    if environ["REQUEST_METHOD"] != "GET" or environ["PATH_INFO"] == "/favicon.ico":
+        return False
+    accepted = environ.get("HTTP_ACCEPT") or "*/*"
+    kinds = {kind.split(";")[0].strip() for kind in accepted.split(",")}
+    return bool(kinds & {"text/plain", "text/*", "*/*"})
 
 
 def _listen(host: str, port: int, registry: CollectorRegistry, tls: Tls | None) -> tuple[WSGIServer, Thread]:

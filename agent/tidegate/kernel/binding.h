@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The C half of the binding: what is awkward to call from Python. Compiled into _libbpf. */
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <errno.h>
@@ -85,6 +86,7 @@ static void *tidegate_variable(struct bpf_object *obj, const char *section, cons
 
 struct tidegate_program_info {
 	__u32 id;
+	int counts_misses; /* since Linux 5.12; a kernel before leaves that end of the struct out */
 	__u64 run_time_ns, run_cnt, recursion_misses;
 };
 
@@ -99,6 +101,7 @@ static int tidegate_program_info(int fd, struct tidegate_program_info *info)
 	info->run_time_ns = kernel.run_time_ns;
 	info->run_cnt = kernel.run_cnt;
 	info->recursion_misses = kernel.recursion_misses;
+	info->counts_misses = size >= offsetof(struct bpf_prog_info, recursion_misses) + sizeof(__u64);
 	return 0;
 }
 

@@ -36,8 +36,10 @@ __u32 bpf_map__type(const struct bpf_map *map);
 __u32 bpf_map__key_size(const struct bpf_map *map);
 __u32 bpf_map__value_size(const struct bpf_map *map);
 __u32 bpf_map__max_entries(const struct bpf_map *map);
+__u32 bpf_map__map_flags(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, __u32 max_entries);
 int bpf_map__pin(struct bpf_map *map, const char *path);
+bool bpf_map__is_pinned(const struct bpf_map *map);
 
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
@@ -60,7 +62,7 @@ int ring_buffer__epoll_fd(const struct ring_buffer *rb);
 
 extern "Python" int tidegate_on_sample(void *ctx, void *data, size_t size);
 
-struct tidegate_program_info { __u32 id; __u64 run_time_ns, run_cnt, recursion_misses; ...; };
+struct tidegate_program_info { __u32 id; int counts_misses; __u64 run_time_ns, run_cnt, recursion_misses; ...; };
 void tidegate_log_start(void);
 const char *tidegate_log(void);
 void *tidegate_variable(struct bpf_object *obj, const char *section, const char *name, __u32 *size,

@@ -19,12 +19,16 @@ OBJECTS = Path(__file__).parent / "objects"
 
 
 class ProgramInfo(NamedTuple):
-    """What the kernel says of a loaded program; times in ns, counted only where BPF statistics are on."""
+    """What the kernel says of a loaded program; runs and their time in ns only where BPF statistics are on.
+
+    ``recursion_misses`` are calls that were left out because the program was running on that CPU already; None
+    before Linux 5.12, which does not count them.
+    """
 
     id: int
     run_time_ns: int
     runs: int
-    recursion_misses: int
+    recursion_misses: int | None
 
 
 class RunResult(NamedTuple):
@@ -142,7 +146,8 @@ class Program:
         """Ask the kernel for the program's id and counts."""
         info = ffi.new("struct tidegate_program_info *")
         check(lib.tidegate_program_info(self.fd, info), f"program {self.name}: info")
-        return ProgramInfo(info.id, info.run_time_ns, info.run_cnt, info.recursion_misses)
+        misses = info.recursion_misses if info.counts_misses else None
+        return ProgramInfo(info.id, info.run_time_ns, info.run_cnt, misses)
 
     def test_run(self, packet: bytes, *, repeat: int = 1, room: int = 256) -> RunResult:
         """Run the program on ``packet`` without any interface; ``room`` bytes may be added to it."""
@@ -205,6 +210,8 @@ class BpfObject:
                     f"map {name}: the agent expects keys and values of {expected} bytes, the object has "
                     f"{found}; agent and object are of different versions: run 'make setup'"
                 )
+        for m in self.maps.values():
+            m.weigh_entry()
         return self
 
     def attach(self) -> Self:
@@ -239,6 +246,8 @@ class BpfObject:
         for link in self.links:
             link.close()
         self.links.clear()
+        for m in self.maps.values():
+            m.close()
         if self._pointer is not None:
             lib.bpf_object__close(self._pointer)
             self._pointer = None
@@ -273,9 +282,9 @@ def statistics_on() -> Iterator[None]:
 
 
 def map_health(bpf: BpfObject) -> dict[str, MapHealth]:
-    """Return the size of an object's own maps; the limit only where it counts entries that come and go."""
+    """Return how full an object's own maps are; the limit only where it counts entries that come and go."""
     return {
-        name: MapHealth(entries=None, limit=m.max_entries if m.is_hash else None, bytes=m.memory())
+        name: MapHealth(entries=m.entries(), limit=m.max_entries if m.is_hash else None, bytes=m.memory())
         for name, m in bpf.maps.items()
         if "." not in name  # libbpf's data sections
     }

@@ -61,6 +61,11 @@ def node(root: Path = Path("/")) -> Node:
     )
 
 
+def statistics_enabled(root: Path = Path("/")) -> bool:
+    """Say whether the administrator has the kernel time all BPF programs."""
+    return _read(root / "proc/sys/kernel/bpf_stats_enabled") == "1"
+
+
 def _mounts(path: Path) -> list[tuple[str, str]]:
     # proc_pid_mountinfo(5): field 5 is the mount point, octal-escaped; the type follows " - ".
     mounts = []

@@ -17,7 +17,7 @@ class State(StrEnum):
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of ``tidegate doctor``; ``reason`` and ``remedy`` are empty where all is well."""
+    """One line of ``tidegate doctor``; ``remedy`` is empty where all is well, and ``reason`` then says no ill."""
 
     name: str
     state: State

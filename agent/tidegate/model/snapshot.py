@@ -106,23 +106,58 @@ class MapHealth(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None
 
 
+class ProgramHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel says of a BPF program: runs and their time, where it counts them, and calls left out.
+
+    ``misses`` are calls that the kernel left out because the program was running on that CPU already.
+    """
+
+    runs: int | None
+    seconds: float | None
+    misses: int | None
+
+
+class Ticks(msgspec.Struct, frozen=True, kw_only=True):
+    """How the agent keeps its interval: ticks that began, that began late, that were left out, since the start.
+
+    ``late_seconds`` is how late the last tick began.
+    """
+
+    taken: int = 0
+    late: int = 0
+    skipped: int = 0
+    late_seconds: float = 0.0
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent says of itself; counts since the start.
 
     ``events_lost`` counts by ring buffer what found no place in it; ``losses`` by kind what could not be told
-    apart or tracked; ``late_seconds`` is how late the last tick began, ``tick_seconds`` how long it took.
+    apart or tracked. ``statistics_refused`` is why the kernel does not time the programs although the config asks
+    for it. ``late_seconds`` is how late the last tick began, ``tick_seconds`` how long its measurement took.
+    ``cpu`` is the share of one CPU that the agent's process took in the last interval, ``cpu_seconds`` what it
+    took in all; ``program_cpu`` is the share that its programs took in the kernel.
     """
 
     version: str
     pid: int
     loader: str
     maps: dict[str, MapHealth]
+    programs: dict[str, ProgramHealth]
+    statistics_refused: str | None
     events_lost: dict[str, int]
     losses: dict[str, int]
     rows: int
     rows_limit: int
+    ticks: int
+    ticks_late: int
+    ticks_skipped: int
     late_seconds: float
     tick_seconds: float
+    cpu: float | None
+    cpu_seconds: float
+    program_cpu: float | None
+    rss_bytes: int | None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,7 +111,7 @@ class TcpSignal:
         self._other = bpf.maps["tcp_other"]
         self._seen_other = [bytes(self._other.value_size)] * layouts.TcpRole.COUNT
         self.rows = 0
-        self.sockets: int | None = None
+        self.sockets = 0
         self.unadopted: list[str] = []
 
     @classmethod
@@ -169,12 +169,7 @@ class TcpSignal:
         maps = map_health(self.bpf)
         parts = [maps.pop(name) for name in ("tcp_rows_a", "tcp_rows_b", "tcp_rows")]
         size = sum(part.bytes or 0 for part in parts)
-        sockets = maps.pop("tcp_sockets")
-        return {
-            "tcp_rows": MapHealth(entries=self.rows, limit=parts[0].limit, bytes=size),
-            "tcp_sockets": MapHealth(entries=self.sockets, limit=sockets.limit, bytes=sockets.bytes),
-            **maps,
-        }
+        return {"tcp_rows": MapHealth(entries=self.rows, limit=parts[0].limit, bytes=size), **maps}
 
     def close(self) -> None:
         """Detach and unload."""

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from tidegate.errors import UsageError
-from tidegate.model.snapshot import View
-from tidegate.top.columns import DEFAULTS, TABLES, Column, reasons
+from tidegate.model.snapshot import Health, View
+from tidegate.top.columns import DEFAULTS, TABLES, Column, duration, reasons
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,22 +34,48 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def frame(view: View, options: Options, width: int | None = None, height: int | None = None) -> list[str]:
     """Draw one frame; lines are cut to ``width`` and rows to ``height`` where they are given."""
-    lines = [header(view)]
-    room = None if height is None else max((height - 1) // len(options.tables) - 3, 1)
+    lines = header(view)
+    room = None if height is None else max((height - len(lines)) // len(options.tables) - 3, 1)
     for table in options.tables:
         lines += ["", *draw(table, getattr(view, table), options, room)]
     return [line.rstrip() if width is None else line[:width].rstrip() for line in lines]
 
 
-def header(view: View) -> str:
-    """Name the node and the agent's own state."""
-    health = view.health
-    lost = sum(health.events_lost.values()) + sum(health.losses.values())
-    return (
-        f"tidegate {health.version}  {view.node.name}  Linux {view.node.kernel}  {view.node.cpus} CPUs  "
-        f"up {uptime(view.node.uptime)}  interval {view.interval:.1f}s  "
-        f"rows {health.rows}/{health.rows_limit}  losses {lost}"
+def header(view: View) -> list[str]:
+    """Name the node, and the agent's own state in a second line."""
+    node = (
+        f"tidegate {view.health.version}  {view.node.name}  Linux {view.node.kernel}  {view.node.cpus} CPUs  "
+        f"up {uptime(view.node.uptime)}  interval {view.interval:.1f}s"
     )
+    return [node, agent(view.health, view.interval)]
+
+
+def agent(health: Health, interval: float) -> str:
+    """Write what the agent takes and what it lost; ticks only where some began late."""
+    maps = sum(m.bytes for m in health.maps.values() if m.bytes is not None)
+    losses = {kind: n for kind, n in (health.events_lost | health.losses).items() if n}
+    kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(losses.items(), key=lambda loss: -loss[1]))
+    parts = [
+        "agent" if health.cpu is None else f"agent {health.cpu:.1%} CPU",
+        "" if health.program_cpu is None else f"programs {health.program_cpu:.2%} CPU",
+        "" if health.rss_bytes is None else f"{size(health.rss_bytes)} RSS",
+        f"maps {size(maps)}",
+        f"rows {health.rows}/{health.rows_limit}",
+        f"lost {sum(losses.values())}" + (f" ({kinds})" if kinds else ""),
+    ]
+    if health.ticks_late or health.ticks_skipped:
+        late = f"ticks {health.ticks_late} late {health.ticks_skipped} skipped"
+        parts.append(
+            f"{late}, now by {duration(health.late_seconds)}" if health.late_seconds > interval / 10 else late
+        )
+    return "  ".join(part for part in parts if part)
+
+
+def size(count: int) -> str:
+    """Write bytes with one digit after the point."""
+    if count < 1 << 20:
+        return f"{count / (1 << 10):.1f} KiB"
+    return f"{count / (1 << 20):.1f} MiB"
 
 
 def uptime(seconds: float) -> str:

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scrape of 10,000 series takes, and what it does to the tick."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.agent import Agent
+from bench.report import Figure
+from lab.lab import Lab
+from lab.results import Plan, Step
+from lab.upstream import Behaviour
+from tidegate.control.client import ControlClient
+from tidegate.export.prometheus import Exporter
+from tidegate.measurement import FIELDS
+from tidegate.model.fields import Field, Kind, Role
+from tidegate.model.snapshot import Distribution, EndpointRow, Health, Node, View
+
+SCRAPES, SERIES = 15, 10_000
+ROUNDS, TICKS, INTERVAL = 4, 40, "250ms"
+#: What Prometheus 3 asks for.
+ACCEPT = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+def figures(directory: Path) -> list[Figure]:
+    """Measure both."""
+    return [scrape(gzipped=False), scrape(gzipped=True), tick(directory)]
+
+
+def scrape(*, gzipped: bool) -> Figure:
+    """Measure one scrape over HTTP, with the client in a process of its own."""
+    exporter = Exporter("127.0.0.1", 0, FIELDS)
+    exporter.collector.show(view(SERIES))
+    try:
+        client = subprocess.run(
+            [sys.executable, "-m", "bench.scrape", str(exporter.port), str(SCRAPES), "gzip" if gzipped else ""],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        exporter.close()
+    found = json.loads(client.stdout)
+    seconds = found["seconds"]
+    return Figure(
+        f"Scrape of {found['samples']:,} series{', gzip' if gzipped else ''}",
+        f"{statistics.median(seconds) * 1e3:.0f} ms",
+        "100 ms",
+        f"GET of {found['bytes']:,} bytes as Prometheus 3 asks, client in another process, median of {SCRAPES}, "
+        f"{min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f} ms",
+    )
+
+
+def tick(directory: Path) -> Figure:
+    """Measure how ticks of a real agent begin and what they take, with and without a scraper in a loop."""
+    ports = range(6000, 6500)
+    late: dict[bool, list[float]] = {False: [], True: []}
+    took: dict[bool, list[float]] = {False: [], True: []}
+    with Lab() as lab, Agent(directory, f"signals: {{interval: {INTERVAL}}}\n", rows=1000) as agent:
+        lab.host("inventory", 6).service("inventory").upstream(dict.fromkeys(ports, Behaviour.ACCEPT))
+        agent.wait_for("tidegate_build_info")
+        lab.host("client", 16).service("shop").generate(Plan(tuple(Step("10.0.0.6", port, 2) for port in ports)))
+        agent.wait_for('endpoint=":6499"')
+        scrapes = 0
+        for round_ in range(2 * ROUNDS):
+            scraped = bool(round_ % 2)
+            scraper = _scraper(agent.port) if scraped else None
+            for health in _ticks(directory / "control.sock"):
+                late[scraped].append(health.late_seconds)
+                took[scraped].append(health.tick_seconds)
+            if scraper is not None:
+                scraper.terminate()
+                scrapes += int(scraper.communicate()[0].count("\n"))
+        samples = sum(len(f.samples) for f in text_string_to_metric_families(agent.metrics()))
+    return Figure(
+        "Lateness of a tick, scraped in a loop",
+        f"p99 {_p99(late[True]) * 1e3:.1f} ms, max {max(late[True]) * 1e3:.1f} ms",
+        "as without",
+        f"{ROUNDS} rounds by turns of {TICKS} ticks of {INTERVAL}, {samples:,} series, {scrapes} scrapes; without "
+        f"p99 {_p99(late[False]) * 1e3:.1f}, max {max(late[False]) * 1e3:.1f} ms; the measurement takes "
+        f"{statistics.median(took[True]) * 1e3:.1f} ms (p99 {_p99(took[True]) * 1e3:.1f}), without "
+        f"{statistics.median(took[False]) * 1e3:.1f} ms (p99 {_p99(took[False]) * 1e3:.1f})",
+    )
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[math.ceil(len(values) * 0.99) - 1]
+
+
+def _scraper(port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bench.scrape", str(port), "forever", "gzip"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _ticks(socket: Path) -> Iterable[Health]:
+    with ControlClient(socket) as client:
+        for n, shown in enumerate(client.watch()):
+            if n > 1:  # the first is of before, and during the second the scraper starts
+                yield shown.health
+            if n == TICKS + 1:
+                return
+
+
+def view(series: int) -> View:
+    """Make a view whose declared fields have at least ``series`` samples, whatever fields there are."""
+    rows: list[EndpointRow] = []
+    each = {role: sum(_samples(field) for field in FIELDS if role in field.roles) for role in Role}
+    made = 0
+    while made < series:
+        role = Role.SERVER if len(rows) % 2 else Role.CLIENT
+        rows.append(_row(len(rows), role))
+        made += each[role]
+    health = Health(
+        version="0", pid=1, loader="libbpf", maps={}, programs={}, statistics_refused=None, events_lost={},
+        losses={}, rows=len(rows), rows_limit=len(rows), ticks=1, ticks_late=0, ticks_skipped=0, late_seconds=0.0,
+        tick_seconds=0.01, cpu=0.01, cpu_seconds=1.0, program_cpu=None,
+        rss_bytes=1,
+    )  # fmt: skip
+    node = Node(name="bench", kernel="6", cpus=2, uptime=1.0)
+    return View(time=1.0, interval=1.0, node=node, services=(), endpoints=tuple(rows), health=health)
+
+
+def _samples(field: Field) -> int:
+    if field.kind is Kind.HISTOGRAM:
+        return len(field.bounds) + 3
+    return 8 if field.label else 1
+
+
+def _row(n: int, role: Role) -> EndpointRow:
+    values: dict[str, Any] = {
+        "service": f"namespace-{n % 7}/workload-{n // 8}", "container": f"container-{n % 3}", "role": role,
+        "endpoint": f"10.{n >> 8}.{n & 255}.6:5000", "name": "", "open": n,
+    }  # fmt: skip
+    for field in FIELDS:
+        if role not in field.roles:
+            values[field.name] = None
+        elif field.kind is Kind.HISTOGRAM:
+            buckets = tuple(range(n, n + len(field.bounds) + 1))
+            values[field.name] = Distribution(
+                p50=None, p90=None, p99=None, count=buckets[-1], sum=n / 7, buckets=buckets
+            )
+        elif field.label:
+            values[field.name] = {f"label-{i}": n * i for i in range(8)}
+        else:
+            values[field.name] = n
+    for declared in msgspec.structs.fields(EndpointRow):
+        values.setdefault(declared.name, None)
+    return EndpointRow(**values)
+
+
+def _client(port: int, count: str, encoding: str) -> None:
+    """Scrape ``count`` times; print what it took, or with ``forever`` a line for each scrape."""
+    seconds: list[float] = []
+    body = b""
+    while count == "forever" or len(seconds) < int(count):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        began = time.perf_counter()
+        connection.request("GET", "/metrics", headers={"Accept": ACCEPT, "Accept-Encoding": encoding})
+        body = connection.getresponse().read()
+        seconds.append(time.perf_counter() - began)
+        connection.close()
+        if count == "forever":
+            print(flush=True)
+    text = gzip.decompress(body) if encoding else body
+    samples = sum(1 for line in text.splitlines() if line and not line.startswith(b"#"))
+    print(json.dumps({"seconds": seconds, "bytes": len(body), "samples": samples}))
+
+
+if __name__ == "__main__":
+    _client(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -109,7 +109,7 @@ _LOSSES = {
         "raise signals.tcp.max_sockets",
     ),
     "tcp_late": (
-        "changes of connections passed unseen and were made up for; what one did just before its end may be missing",
+        "changes of state passed unseen and were made up for later; bytes of just before an end may be missing",
         "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
     ),
     "tcp_retransmits_unseen": (

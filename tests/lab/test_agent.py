@@ -217,6 +217,7 @@ def test_doctor_is_content_with_this_host() -> None:
         "privilege": "ok",
         "btf": "ok",
         "cgroup2": "ok",
+        "namespaces": "ok",
         "programs:tcp": "ok",
         "programs:cgroup": "ok",
         "connects:no-syn": "degraded",

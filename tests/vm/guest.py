@@ -27,6 +27,7 @@ from tidegate.measurement import Bounds, Measurement
 from tidegate.model.feature import Feature
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import EndpointRow, View
+from tidegate.signals import tcp
 
 CGROUPS = Path("/sys/fs/cgroup")
 _MOUNTS = (
@@ -103,8 +104,9 @@ def run() -> Report:
 
 def count_entries() -> tuple[int | None, bool]:
     """Fill a map that grows; return how many entries it is said to have, and whether misses are counted."""
-    with BpfObject.named("tcp") as bpf:
-        sockets = bpf.load().maps["tcp_sockets"]
+    bpf, _ = tcp.load(max_rows=64, max_sockets=2 * ENTRIES)
+    with bpf:
+        sockets = bpf.maps["tcp_sockets"]
         for n in range(ENTRIES):
             sockets[n.to_bytes(sockets.key_size, "little")] = bytes(sockets.value_size)
         return sockets.entries(), bpf.programs["tcp_state"].info().recursion_misses is not None

@@ -57,7 +57,7 @@ def program_share(
 
 def read_programs(programs: Iterable[Program], statistics: bool) -> dict[str, ProgramHealth]:
     """Ask the kernel for the counts of programs; ``statistics`` says whether it is known to time them."""
-    return program_health({program.name: program.info() for program in programs}, statistics)
+    return program_health({program.name: program.info() for program in programs if program.is_loaded}, statistics)
 
 
 def program_health(infos: Mapping[str, ProgramInfo], statistics: bool) -> dict[str, ProgramHealth]:

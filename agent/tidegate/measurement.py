@@ -98,7 +98,7 @@ class Measurement:
     @property
     def programs(self) -> list[Program]:
         """The TCP programs, to ask the kernel what they cost."""
-        return list(self._tcp.bpf.programs.values())
+        return [program for program in self._tcp.bpf.programs.values() if program.is_loaded]
 
     def close(self) -> None:
         """Detach and unload everything."""

@@ -61,15 +61,9 @@ int BPF_PROG(tcp_state_again, struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-/* The last that is heard of a socket. */
+/* The last that is heard of a socket. Once is enough: the walk finds those that were missed. */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroyed, struct sock *sk)
-{
-	return on_destroy(sk);
-}
-
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroyed_again, struct sock *sk)
 {
 	return on_destroy(sk);
 }

@@ -82,12 +82,29 @@ static void end_established(const struct sock *sk, const struct tcp_sock *tp, st
 		fail(known, TCP_FAILURE_RESET);
 }
 
+static void count_event(const struct tcp_sock *tp, struct tcp_socket *known)
+{
+	struct progress now;
+
+	read_progress(&now, tp);
+	count_progress(known, known->sk, known->began_ns, &now, 0);
+}
+
+/* Forget a socket, with what it has done since it was last counted. */
+static void forget(const struct tcp_sock *tp, struct tcp_socket *known)
+{
+	__u64 key = known->sk;
+	struct progress now;
+
+	read_progress(&now, tp);
+	count_progress(known, known->sk, known->began_ns, &now, 1);
+	bpf_map_delete_elem(&tcp_sockets, &key);
+}
+
 /* The connection is over: note how, and count all of it but what the socket does on its way out. */
 static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *known, int oldstate,
 		int is_late)
 {
-	struct progress now;
-
 	if (is_late)
 		lose(TCP_LOSS_LATE, 1);
 	if (!is_connecting(known)) {
@@ -100,19 +117,11 @@ static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_soc
 	}
 	note(known, EVENT_ENDED);
 	count_unseen_retransmits(sk, tp, known);
-	read_progress(&now, tp);
-	count_progress(known, known->sk, known->began_ns, &now, 0);
-}
-
-/* Forget a socket, after what it may have done since its end. */
-static void forget(const struct tcp_sock *tp, struct tcp_socket *known)
-{
-	__u64 key = known->sk;
-	struct progress now;
-
-	read_progress(&now, tp);
-	count_progress(known, known->sk, known->began_ns, &now, 1);
-	bpf_map_delete_elem(&tcp_sockets, &key);
+	/* A socket that a process still has may yet send a reset, or be connected again. */
+	if (sk->__sk_common.skc_flags >> SOCK_DEAD & 1)
+		forget(tp, known);
+	else
+		count_event(tp, known);
 }
 
 /* Forget a socket that was destroyed unseen, with what was known of it last. */
@@ -152,21 +161,24 @@ static int no_place(enum pass pass)
 static int connecting(struct sock *sk, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tcp_socket *socket = known_socket(sk);
+	struct tcp_socket *socket = new_socket(sk, BPF_NOEXIST);
 
 	if (!tp)
 		return 0;
-	if (socket) {
+	if (!socket) {
+		socket = known_socket(sk);
+		if (!socket)
+			return no_place(pass);
 		if (pass == PASS_SECOND && is_connecting(socket))
 			return 0;
 		if (has(socket, EVENT_ENDED)) /* the connect before, of the same socket */
 			forget(tp, socket);
 		else
 			forget_unseen(socket);
+		socket = new_socket(sk, BPF_NOEXIST);
+		if (!socket)
+			return no_place(pass);
 	}
-	socket = new_socket(sk, BPF_ANY);
-	if (!socket)
-		return no_place(pass);
 	socket->connection.syn_ns = socket->began_ns = bpf_ktime_get_ns();
 	socket->connection.key.cgroup = socket_cgroup(sk);
 	remote_endpoint(sk, &socket->connection.key);
@@ -191,21 +203,24 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 	if (!tp)
 		return 0;
 	now = tp->tcp_clock_cache; /* of the segment that completed the handshake */
-	if (socket) {
-		if (is_connecting(socket)) {
-			socket->connection.established_ns =
-			    now > socket->connection.syn_ns ? now : bpf_ktime_get_ns();
-			note(socket, EVENT_ESTABLISHED);
-			note_ports(socket, sk);
-			count_unseen_retransmits(sk, tp, socket); /* of the SYN */
-			count_unless_walked(sk, tp);
-		}
+	if (socket && is_connecting(socket)) {
+		socket->connection.established_ns =
+		    now > socket->connection.syn_ns ? now : bpf_ktime_get_ns();
+		note(socket, EVENT_ESTABLISHED);
+		note_ports(socket, sk);
+		count_unseen_retransmits(sk, tp, socket); /* of the SYN */
+		count_unless_walked(sk, tp);
 		return 0;
 	}
 	/* Any other's connect began before the programs were attached. */
 	if (oldstate != TCP_SYN_RECV)
 		return 0;
-	socket = new_socket(sk, BPF_ANY);
+	if (socket) {
+		if (socket->began_ns == now) /* the first pass did it */
+			return 0;
+		forget_unseen(socket); /* of before, with the same address */
+	}
+	socket = new_socket(sk, BPF_NOEXIST);
 	if (!socket)
 		return no_place(pass);
 	socket->connection.established_ns = socket->began_ns = now;
@@ -273,28 +288,21 @@ static int on_destroy(struct sock *sk)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	if (!has(known, EVENT_ENDED))
+	if (has(known, EVENT_ENDED))
+		forget(tp, known);
+	else
 		end(sk, tp, known, TCP_SYN_SENT, 1);
-	forget(tp, known);
 	return 0;
 }
 
 /* Returns 1 where the event is still to be done. */
 static __always_inline int on_state(struct sock *sk, int oldstate, int newstate, enum pass pass)
 {
-	struct tcp_socket *known;
-
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	switch (newstate) {
 	case TCP_SYN_SENT:
 		return connecting(sk, pass);
-	case TCP_SYN_RECV:
-		/* The child has its address from a socket of before, of which nothing must be left. */
-		known = oldstate == TCP_LISTEN ? known_socket(sk) : 0;
-		if (known)
-			forget_unseen(known);
-		return 0;
 	case TCP_ESTABLISHED:
 		return established(sk, oldstate, pass);
 	case TCP_FIN_WAIT1:

@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from tidegate import __version__, rates
+from tidegate import __version__
 from tidegate.errors import KernelError
 from tidegate.features import features, require
 from tidegate.health import program_share, read_programs, share, usage
@@ -21,9 +21,10 @@ from tidegate.identity.containers import ContainerNames
 from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
+from tidegate.rates import Rates
 from tidegate.signals.tcp import TcpSignal
 from tidegate.signals.tcp_fields import FIELDS as TCP_FIELDS
-from tidegate.totals import Sample, Totals
+from tidegate.totals import Totals
 
 log = logging.getLogger("tidegate")
 
@@ -71,7 +72,7 @@ class Measurement:
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
-        self._before: Sample = {}
+        self._rates = Rates()
         self._measured_at = time.monotonic()
         self._usage = usage()
         self._programs: dict[str, ProgramHealth] = self._read_programs()
@@ -87,12 +88,9 @@ class Measurement:
         self._read_cgroups()
         self.totals.add(records, self._services.of, read_at)
         now = self.totals.sample()
-        machine = node()
-        snapshot = rates.snapshot(
-            self._before, now, time=time.time(), interval=read_at - self._measured_at, node=machine
-        )
-        self._before, self._measured_at = now, read_at
-        health = self._health(ticks or Ticks(), began)
+        snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=node())
+        self._measured_at = read_at
+        health = self._health(ticks or Ticks(), began, len(now))
         return View(**msgspec.structs.asdict(snapshot), health=health)
 
     @property
@@ -121,7 +119,7 @@ class Measurement:
         programs = (*self._tcp.bpf.programs.values(), *self._cgroups.bpf.programs.values())
         return read_programs(programs, self._statistics or statistics_enabled())
 
-    def _health(self, ticks: Ticks, began: float) -> Health:
+    def _health(self, ticks: Ticks, began: float, rows: int) -> Health:
         before, self._usage = self._usage, usage()
         programs_before, self._programs = self._programs, self._read_programs()
         return Health(
@@ -133,7 +131,7 @@ class Measurement:
             statistics_refused=self._statistics_refused,
             events_lost=self._cgroups.losses(),
             losses=self._tcp.losses() | {"rows_folded": self.totals.folded},
-            rows=len(self._before),
+            rows=rows,
             rows_limit=self.bounds.rows,
             ticks=ticks.taken,
             ticks_late=ticks.late,

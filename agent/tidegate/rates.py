@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
+from tidegate.identity.services import Service
 from tidegate.model import histogram
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import Distribution, EndpointRow, Node, ServiceRow, Snapshot
@@ -26,22 +26,62 @@ from tidegate.signals.tcp_fields import (
 from tidegate.totals import Row, RowKey, Sample
 
 _EMPTY = Row((0,) * COUNTERS, ({},) * len(HISTOGRAMS))
+_ROLES = (Role.CLIENT, Role.SERVER)
 _SYNACK = Counter.RETRANSMITS + RETRANSMITS.index("synack")
 
 
-def snapshot(before: Sample, now: Sample, *, time: float, interval: float, node: Node) -> Snapshot:
-    """Build the snapshot of the ``interval`` seconds between two samples, which ended at ``time`` (Unix)."""
-    keys = sorted(now, key=lambda key: (key.service, key.role, key.endpoint))
-    return Snapshot(
-        time=time,
-        interval=interval,
-        node=node,
-        endpoints=tuple(endpoint_row(key, Change(before.get(key, _EMPTY), now[key], interval)) for key in keys),
-        services=tuple(
-            service_row(list(group), before, now, interval)
-            for _, group in groupby(keys, key=lambda key: key.service)
-        ),
-    )
+class Summed(NamedTuple):
+    """The sums of a service's rows, clients and servers apart; its row if nothing had changed in the interval."""
+
+    keys: list[RowKey]
+    calling: Row
+    called: Row
+    idle: ServiceRow | None
+
+
+class Rates:
+    """Builds snapshots of one sample after the other; what has not changed for two of them is not built again."""
+
+    def __init__(self) -> None:
+        self._before: Sample = {}
+        self._order: list[RowKey] = []
+        self._idle: dict[RowKey, EndpointRow] = {}
+        self._sums: dict[Service, Summed] = {}
+
+    def snapshot(self, now: Sample, *, time: float, interval: float, node: Node) -> Snapshot:
+        """Build the snapshot of the ``interval`` seconds since the sample before, which end at ``time`` (Unix).
+
+        Before the first sample everything was 0.
+        """
+        if now.keys() != self._before.keys():
+            self._order = sorted(now, key=lambda key: (key.service, key.role, key.endpoint))
+        groups = [list(keys) for _, keys in groupby(self._order, key=lambda key: key.service)]
+        changed = {key for key in self._order if self._before.get(key) is not now[key]}
+        endpoints = tuple(self._endpoint(key, now[key], interval, key in changed) for key in self._order)
+        sums = {keys[0].service: self._service(keys, now, interval, changed) for keys in groups}
+        self._before, self._sums = now, {service: summed for service, (summed, _) in sums.items()}
+        self._idle = {k: row for k, row in zip(self._order, endpoints, strict=True) if k not in changed}
+        services = tuple(row for _, row in sums.values())
+        return Snapshot(time=time, interval=interval, node=node, endpoints=endpoints, services=services)
+
+    def _endpoint(self, key: RowKey, now: Row, interval: float, is_changed: bool) -> EndpointRow:
+        if not is_changed and key in self._idle:
+            return self._idle[key]
+        return endpoint_row(key, Change(self._before.get(key, _EMPTY), now, interval))
+
+    def _service(
+        self, keys: list[RowKey], now: Sample, interval: float, changed: set[RowKey]
+    ) -> tuple[Summed, ServiceRow]:
+        before = self._sums.get(keys[0].service)
+        # Of the same rows: one that was folded into another service since would make a step backwards.
+        if before is None or before.keys != keys:
+            before = Summed(keys, *_sums(self._before, keys), None)
+        is_idle = changed.isdisjoint(keys)
+        if is_idle and before.idle is not None:
+            return before, before.idle
+        calling, called = (before.calling, before.called) if is_idle else _sums(now, keys)
+        row = service_row(keys, Change(before.calling, calling, interval), Change(before.called, called, interval))
+        return Summed(keys, calling, called, row if is_idle else None), row
 
 
 class Change:
@@ -125,13 +165,9 @@ def endpoint_row(key: RowKey, change: Change) -> EndpointRow:
     )
 
 
-def service_row(keys: list[RowKey], before: Sample, now: Sample, interval: float) -> ServiceRow:
-    """Sum the rows of one service, clients and servers apart."""
-    calling, called = (
-        Change(_sum(before, of_role), _sum(now, of_role), interval)
-        for of_role in ([key for key in keys if key.role is role] for role in (Role.CLIENT, Role.SERVER))
-    )
-    both = Change(_added(calling.before, called.before), _added(calling.now, called.now), interval)
+def service_row(keys: list[RowKey], calling: Change, called: Change) -> ServiceRow:
+    """Build the sum of a service's rows from what it does as client (calling) and as server (called)."""
+    both = Change(_sum([calling.before, called.before]), _sum([calling.now, called.now]), calling.interval)
     return ServiceRow(
         service=keys[0].service.name,
         container=keys[0].service.container,
@@ -147,16 +183,18 @@ def service_row(keys: list[RowKey], before: Sample, now: Sample, interval: float
     )
 
 
-def _sum(sample: Sample, keys: Iterable[RowKey]) -> Row:
-    total = _EMPTY
-    for key in keys:
-        if key in sample:
-            total = _added(total, sample[key])
-    return total
+def _sums(sample: Sample, keys: list[RowKey]) -> tuple[Row, Row]:
+    """Return the sum of the clients among some rows and that of the servers."""
+    calling, called = (
+        _sum([sample[key] for key in keys if key.role is role and key in sample]) for role in _ROLES
+    )
+    return calling, called
 
 
-def _added(a: Row, b: Row) -> Row:
+def _sum(rows: list[Row]) -> Row:
     # The row itself where there is nothing to add: a histogram that is the same object is known not to have grown.
-    if a is _EMPTY:
-        return b
-    return a if b is _EMPTY else a.plus(b.counters, b.histograms)
+    rows = [row for row in rows if row is not _EMPTY]
+    if len(rows) < 2:
+        return rows[0] if rows else _EMPTY
+    counters = tuple(map(sum, zip(*(row.counters for row in rows), strict=True)))
+    return Row(counters, tuple(map(histogram.total, zip(*(row.histograms for row in rows), strict=True))))

@@ -18,7 +18,7 @@ from tidegate.identity.cgroups import text_of
 from tidegate.identity.services import Service
 from tidegate.model.fields import Field, Role
 from tidegate.model.snapshot import Health, MapHealth, Node, ProgramHealth, View
-from tidegate.rates import snapshot
+from tidegate.rates import Rates
 from tidegate.signals.tcp_fields import COUNTERS, FIELDS, Counter
 from tidegate.top.columns import duration
 from tidegate.top.plain import Options, frame, header
@@ -65,7 +65,7 @@ def view(*names: str) -> View:
         rows[RowKey(Service(name), Role.CLIENT, "10.0.0.6:5000")] = Row(client, ({50: 8}, {}, {}))
         rows[RowKey(Service(name), Role.SERVER, ":80")] = Row(counters(established=5, closed=5), ({}, {}, {}))
     node = Node(name="n1", kernel="6.1.0", cpus=2, uptime=90_000.0)
-    taken = snapshot({}, rows, time=1.0, interval=1.0, node=node)
+    taken = Rates().snapshot(rows, time=1.0, interval=1.0, node=node)
     return View(**{name: getattr(taken, name) for name in taken.__struct_fields__}, health=HEALTH)
 
 

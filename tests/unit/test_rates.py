@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tidegate.identity.services import Service
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import Node, Snapshot
-from tidegate.rates import snapshot
+from tidegate.rates import Rates
 from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS, Counter
 from tidegate.totals import Row, RowKey, Sample
 
@@ -26,7 +28,9 @@ def row(*, handshake: dict[int, int] | None = None, **counts: int) -> Row:
 
 
 def between(before: Sample, now: Sample, interval: float = 2.0) -> Snapshot:
-    return snapshot(before, now, time=100.0, interval=interval, node=NODE)
+    rates = Rates()
+    rates.snapshot(before, time=98.0, interval=interval, node=NODE)
+    return rates.snapshot(now, time=100.0, interval=interval, node=NODE)
 
 
 def test_rates_are_of_the_interval_and_counts_are_totals() -> None:
@@ -93,3 +97,37 @@ def test_sum_over_services_equals_sum_over_endpoints() -> None:
     found = between({}, now)
     assert sum(s.connects for s in found.services) == sum(e.connects or 0 for e in found.endpoints) == 190
     assert sum(s.failures["timeout"] for s in found.services) == 20
+
+
+KEYS = [
+    RowKey(Service(service), role, endpoint)
+    for service in ("a", "b")
+    for role in Role
+    for endpoint in ("10.0.0.6:80", "other")
+]
+#: For each sample, which rows are there, and what is added to each of them.
+SAMPLES = st.lists(
+    st.dictionaries(st.sampled_from(KEYS), st.integers(0, 3).map(lambda n: (n, n // 2)), max_size=len(KEYS)),
+    max_size=6,
+)
+
+
+@given(SAMPLES)
+def test_what_is_not_built_again_is_what_would_be_built(samples: list[dict[RowKey, tuple[int, int]]]) -> None:
+    rates = Rates()
+    before: Sample = {}
+    for added in samples:
+        now = {}
+        for key, (established, closed) in added.items():
+            row_before = before.get(key)
+            if row_before is not None and not established:
+                now[key] = row_before  # the same object, as the totals give it
+                continue
+            counts = (row_before or row()).counters
+            now[key] = row(
+                established=counts[Counter.ESTABLISHED] + established,
+                closed=counts[Counter.CLOSED] + closed,
+                handshake={5: counts[Counter.ESTABLISHED] + established},
+            )
+        assert rates.snapshot(now, time=100.0, interval=2.0, node=NODE) == between(before, now)
+        before = now

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SUBSLOT_BITS = 3
 _SUBSLOTS = 1 << SUBSLOT_BITS
@@ -47,6 +47,15 @@ def add(a: Slots, b: Slots) -> dict[int, int]:
     result = dict(a)
     for slot, count in b.items():
         result[slot] = result.get(slot, 0) + count
+    return result
+
+
+def total(several: Iterable[Slots]) -> dict[int, int]:
+    """Return the sum of any number of histograms."""
+    result: dict[int, int] = {}
+    for slots in several:
+        for slot, count in slots.items():
+            result[slot] = result.get(slot, 0) + count
     return result
 
 

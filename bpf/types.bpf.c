@@ -11,6 +11,7 @@ enum tcp_failure *tcp_failure;
 enum tcp_closer *tcp_closer;
 enum tcp_retransmit *tcp_retransmit;
 enum tcp_reset *tcp_reset;
+enum tcp_cgroup *tcp_cgroup;
 enum tcp_loss *tcp_loss;
 enum cgroup_change *cgroup_change;
 enum cgroup_limit *cgroup_limit;

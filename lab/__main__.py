@@ -15,19 +15,20 @@ from lab.lab import Lab, Service
 from lab.results import Plan, Results, Step
 from lab.upstream import Behaviour
 
-AUTH, INVENTORY, ACTIONS, BROKEN = 4000, 5000, 5001, 5002
+AUTH, INVENTORY, ACTIONS, BROKEN, MEDIA = 4000, 5000, 5001, 5002, 8000
 
 
 def plan(seed: int) -> Plan:
     """One round of the gateway's traffic, some seconds long: most of it works, some of it doesn't."""
     steps = (
-        Step("10.0.0.5", AUTH, 120),
-        Step("fd00::5", AUTH, 40),
-        Step("10.0.0.6", INVENTORY, 300),
+        Step("10.0.0.5", AUTH, 6, request=300, response=900, rounds=40, pause=0.02),
+        Step("fd00::5", AUTH, 2, request=300, response=900, rounds=40, pause=0.02),
+        Step("10.0.0.6", INVENTORY, 300, request=400, response=6000, rounds=1),
+        Step("10.0.0.8", MEDIA, 8, request=200_000, response=500, rounds=2, syn_retries=6),
         Step("10.0.0.6", ACTIONS, 8, speak=True),
         Step("10.0.0.6", BROKEN, 15),
         Step("10.0.0.7", INVENTORY, 12),
-        Step("10.9.0.5", AUTH, 40),
+        Step("10.9.0.5", AUTH, 20, request=300, response=900, rounds=2),
         Step("10.0.0.5", 4001, 5, give_up=0.5),
     )
     return Plan(steps, parallel=20, seed=seed)
@@ -35,14 +36,15 @@ def plan(seed: int) -> Plan:
 
 def build(lab: Lab) -> Service:
     """Make the story's hosts and return the gateway."""
-    auth, inventory, spare = (
-        lab.host(name, number) for name, number in (("auth", 5), ("inventory", 6), ("spare", 7))
-    )
-    auth.service("auth_service").upstream({AUTH: Behaviour.ACCEPT, 4001: Behaviour.HANG})
+    names = (("auth", 5), ("inventory", 6), ("spare", 7), ("media", 8))
+    auth, inventory, spare, media = (lab.host(name, number) for name, number in names)
+    auth.service("auth_service").upstream({AUTH: Behaviour.SERVE, 4001: Behaviour.HANG})
     inventory.service("inventory_service").upstream(
-        {INVENTORY: Behaviour.ACCEPT, ACTIONS: Behaviour.RESET, BROKEN: Behaviour.REFUSE}
+        {INVENTORY: Behaviour.SERVE, ACTIONS: Behaviour.RESET, BROKEN: Behaviour.REFUSE}
     )
     spare.service("inventory_spare").upstream({INVENTORY: Behaviour.UNREACHABLE})
+    media.service("media_service").upstream({MEDIA: Behaviour.SERVE})
+    media.lose(2)
     host = lab.host("gateway", 16)
     lab.slow_path(auth, host, 0.005, 0.03)
     return host.service("gateway")

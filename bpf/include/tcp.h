@@ -76,6 +76,11 @@ struct tcp_key {
 	__u32 pad;
 };
 
+/* The cgroup of rows that belong to no service but to the kernel itself; ids of cgroups count up from 1. */
+enum tcp_cgroup {
+	TCP_CGROUP_KERNEL = 0x7fffffff,
+};
+
 struct tcp_counts {
 	__u64 connects;
 	__u64 established;

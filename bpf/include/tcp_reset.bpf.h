@@ -26,12 +26,12 @@ static int on_reset_received(struct sock *sk)
 }
 
 /* The row of what answers a segment by a reset. Where there is no socket, nobody listens on the port, or the
- * connection is in TIME_WAIT: then it is no service that answers but the kernel, whose cgroup is 0.
+ * connection is in TIME_WAIT: then it is no service that answers but the kernel.
  */
 static struct tcp_counts *answering_row(const struct sock *sk)
 {
 	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock((void *)sk) : 0;
-	struct tcp_key kernel = { .role = TCP_ROLE_SERVER };
+	struct tcp_key kernel = { .cgroup = TCP_CGROUP_KERNEL, .role = TCP_ROLE_SERVER };
 	struct tcp_socket *known;
 
 	if (!tp)

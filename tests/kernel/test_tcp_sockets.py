@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.tcp_programs import AGAIN, DESTROYED, STATE, Programs, connect
+from tidegate.kernel.layouts import TcpCgroup
 from tidegate.model.fields import Role
 from tidegate.signals.tcp import TcpSignal
 from tidegate.signals.tcp_fields import Counter
@@ -139,7 +140,10 @@ def test_a_refused_connect_is_answered_by_a_reset_of_no_service() -> None:
         (client,) = [r for r in records if r.endpoint == f"127.0.0.1:{port}"]
         assert client.counters[Counter.RESETS + 1] == 1
         # There may be others of this machine; a namespace of its own counts exactly (tests/lab).
-        assert sum(r.counters[Counter.RESETS] for r in records if (r.cgroup, r.endpoint) == (0, ":*")) >= 1
+        assert (
+            sum(r.counters[Counter.RESETS] for r in records if (r.cgroup, r.endpoint) == (TcpCgroup.KERNEL, ":*"))
+            >= 1
+        )
 
 
 def test_an_open_connection_is_adopted_with_its_role_and_from_here_on(server: socket.socket) -> None:

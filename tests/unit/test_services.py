@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.identity.cgroups import Services, decode_event, text_of, tree, walk
-from tidegate.identity.services import UNKNOWN, Service, service_of
+from tidegate.identity.services import KERNEL, UNKNOWN, Service, is_name, service_of
 from tidegate.identity.workload import Kind, Workload
-from tidegate.kernel.layouts import CgroupChange
+from tidegate.kernel.layouts import CgroupChange, TcpCgroup
 
 pytestmark = pytest.mark.unit
 
@@ -261,3 +261,9 @@ def test_what_is_kept_of_containers_that_come_and_go_is_bounded() -> None:
     tables = {name: len(table) for name, table in vars(services).items() if isinstance(table, dict)}
     assert tables.pop("_here") == 5000 + 1
     assert max(tables.values()) <= 4096
+
+
+def test_the_kernels_own_row_is_no_cgroup_and_no_container_is_called_like_it() -> None:
+    services = Services(lambda: [(1, "/")])
+    assert services.of(TcpCgroup.KERNEL) == KERNEL
+    assert not is_name(KERNEL.name)

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from tidegate.identity.services import UNKNOWN, Service, service
+from tidegate.identity.services import KERNEL, UNKNOWN, Service, service
 from tidegate.identity.workload import Kind, Workload, workload_of
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import RingBuffer
@@ -126,6 +126,8 @@ class Services:
 
         All that nobody knows are one service: an id alone leads to nothing, and there may be any number of them.
         """
+        if cgroup == layouts.TcpCgroup.KERNEL:
+            return KERNEL
         found = self._here.get(cgroup)
         if found is None and cgroup in self._gone:
             # To the end of the table: what still has traffic is dropped last.

@@ -20,6 +20,8 @@ class Service(NamedTuple):
 OTHER = Service("other")
 #: Whose cgroup nobody can name any more: it came and went while events were lost, or the socket has none.
 UNKNOWN = Service("unknown")
+#: What the kernel does itself: resets for segments that no socket takes.
+KERNEL = Service("kernel")
 
 #: What engines allow as a name; with nothing else in it, it can't be taken for a path or for another label.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -61,6 +63,6 @@ def is_name(text: str) -> bool:
     """Tell whether a name can stand alone as a service without passing for another kind of label."""
     return (
         _NAME.fullmatch(text) is not None
-        and text not in (OTHER.name, UNKNOWN.name)
+        and text not in (OTHER.name, UNKNOWN.name, KERNEL.name)
         and not text.endswith((".service", ".scope", ".slice"))
     )

@@ -25,6 +25,10 @@ class Histogram(IntEnum):
     RTT_SLOTS = 184
 
 
+class TcpCgroup(IntEnum):
+    KERNEL = 2147483647
+
+
 class TcpCloser(IntEnum):
     LOCAL = 0
     REMOTE = 1

@@ -13,9 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.agent import Agent
@@ -24,13 +22,19 @@ from lab.lab import Lab
 from lab.results import Plan, Step
 from lab.upstream import Behaviour
 from tidegate.control.client import ControlClient
+from tidegate.export import text
 from tidegate.export.prometheus import Exporter
+from tidegate.identity.services import Service
 from tidegate.measurement import FIELDS
-from tidegate.model.fields import Field, Kind, Role
-from tidegate.model.snapshot import Distribution, EndpointRow, Health, Node, View
+from tidegate.model.fields import Role
+from tidegate.model.snapshot import EndpointRow, Health, Node, View
+from tidegate.rates import Rates
+from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS
+from tidegate.totals import Row, RowKey
 
 SCRAPES, SERIES = 15, 10_000
 ROUNDS, TICKS, INTERVAL = 4, 40, "250ms"
+NODE = Node(name="bench", kernel="6", cpus=2, uptime=1.0)
 #: What Prometheus 3 asks for.
 ACCEPT = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -119,50 +123,31 @@ def _ticks(socket: Path) -> Iterable[Health]:
 
 
 def view(series: int) -> View:
-    """Make a view whose declared fields have at least ``series`` samples, whatever fields there are."""
-    rows: list[EndpointRow] = []
-    each = {role: sum(_samples(field) for field in FIELDS if role in field.roles) for role in Role}
-    made = 0
-    while made < series:
-        role = Role.SERVER if len(rows) % 2 else Role.CLIENT
-        rows.append(_row(len(rows), role))
-        made += each[role]
+    """Make a view with at least ``series`` samples of the declared fields, half of its rows a client's."""
+    pair = sum(1 for line in text.write(FIELDS, _rows(1)).splitlines() if not line.startswith("#"))
+    rows = _rows(-(-series // pair))
     health = Health(
         version="0", pid=1, loader="libbpf", maps={}, programs={}, statistics_refused=None, events_lost={},
         losses={}, rows=len(rows), rows_limit=len(rows), ticks=1, ticks_late=0, ticks_skipped=0, late_seconds=0.0,
         tick_seconds=0.01, cpu=0.01, cpu_seconds=1.0, program_cpu=None,
         rss_bytes=1,
     )  # fmt: skip
-    node = Node(name="bench", kernel="6", cpus=2, uptime=1.0)
-    return View(time=1.0, interval=1.0, node=node, services=(), endpoints=tuple(rows), health=health)
+    return View(time=1.0, interval=1.0, node=NODE, services=(), endpoints=rows, health=health)
 
 
-def _samples(field: Field) -> int:
-    if field.kind is Kind.HISTOGRAM:
-        return len(field.bounds) + 3
-    return 8 if field.label else 1
-
-
-def _row(n: int, role: Role) -> EndpointRow:
-    values: dict[str, Any] = {
-        "service": f"namespace-{n % 7}/workload-{n // 8}", "container": f"container-{n % 3}", "role": role,
-        "endpoint": f"10.{n >> 8}.{n & 255}.6:5000", "name": "", "open": n,
-    }  # fmt: skip
-    for field in FIELDS:
-        if role not in field.roles:
-            values[field.name] = None
-        elif field.kind is Kind.HISTOGRAM:
-            buckets = tuple(range(n, n + len(field.bounds) + 1))
-            values[field.name] = Distribution(
-                p50=None, p90=None, p99=None, count=buckets[-1], sum=n / 7, buckets=buckets
-            )
-        elif field.label:
-            values[field.name] = {f"label-{i}": n * i for i in range(8)}
-        else:
-            values[field.name] = n
-    for declared in msgspec.structs.fields(EndpointRow):
-        values.setdefault(declared.name, None)
-    return EndpointRow(**values)
+def _rows(pairs: int) -> tuple[EndpointRow, ...]:
+    """Make rows whose counters and histograms all hold something."""
+    histograms = tuple({slot: slot for slot in range(0, h.slots, 9)} for h in HISTOGRAMS)
+    sample = {
+        RowKey(
+            Service(f"namespace-{n % 7}/workload-{n // 8}", f"container-{n % 3}"),
+            role,
+            f"10.{n >> 8}.{n & 255}.6:5000" if role is Role.CLIENT else f":{n}",
+        ): Row(tuple(range(n, n + COUNTERS)), histograms)
+        for n in range(pairs)
+        for role in Role
+    }
+    return Rates().snapshot(sample, time=1.0, interval=1.0, node=NODE).endpoints
 
 
 def _client(port: int, count: str, encoding: str) -> None:
@@ -178,8 +163,8 @@ def _client(port: int, count: str, encoding: str) -> None:
         connection.close()
         if count == "forever":
             print(flush=True)
-    text = gzip.decompress(body) if encoding else body
-    samples = sum(1 for line in text.splitlines() if line and not line.startswith(b"#"))
+    plain = gzip.decompress(body) if encoding else body
+    samples = sum(1 for line in plain.splitlines() if line and not line.startswith(b"#"))
     print(json.dumps({"seconds": seconds, "bytes": len(body), "samples": samples}))
 
 

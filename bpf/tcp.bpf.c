@@ -92,6 +92,12 @@ int BPF_PROG(tcp_reset_received, struct sock *sk)
 	return on_reset_received(sk);
 }
 
+SEC("tp_btf/tcp_receive_reset")
+int BPF_PROG(tcp_reset_received_again, struct sock *sk)
+{
+	return on_reset_received(sk);
+}
+
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(tcp_reset_sent, const struct sock *sk, const struct sk_buff *skb)
 {
@@ -103,6 +109,13 @@ SEC("iter/bpf_map_elem")
 int tcp_walk(struct bpf_iter__bpf_map_elem *ctx)
 {
 	return on_entry(ctx);
+}
+
+/* Lists what is open, a struct tcp_key for each connection. */
+SEC("iter/bpf_map_elem")
+int tcp_open(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return on_open(ctx);
 }
 
 /* Takes in what is open in the network namespace of the reader; writes a byte for each connection. */

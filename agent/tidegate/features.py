@@ -57,14 +57,15 @@ def identity(host: Host) -> Feature:
 
 def namespaces(host: Host) -> Feature:
     """To look for open connections in the network namespaces of others takes setns(2)."""
-    if "CAP_SYS_ADMIN" in host.capabilities:
+    missing = {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"} - host.capabilities
+    if not missing:
         return Feature(name="namespaces", state=State.OK)
     return Feature(
         name="namespaces",
         state=State.DEGRADED,
-        reason="other network namespaces can't be entered without CAP_SYS_ADMIN, so a connection that was open "
-        "there before the agent's start is seen only from its first close, reset or retransmit on",
-        remedy="grant CAP_SYS_ADMIN; without it, connections that begin later are complete all the same",
+        reason=f"other network namespaces can't be entered without {' and '.join(sorted(missing))}, so "
+        "connections that were open there before the agent's start are seen from their next event on",
+        remedy="grant what is missing; without it, connections that begin later are complete all the same",
     )
 
 

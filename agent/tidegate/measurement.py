@@ -24,7 +24,7 @@ from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.rates import Rates
 from tidegate.signals.tcp import TcpSignal
 from tidegate.signals.tcp_fields import FIELDS as TCP_FIELDS
-from tidegate.totals import Totals
+from tidegate.totals import RowKey, Totals
 
 log = logging.getLogger("tidegate")
 
@@ -32,13 +32,17 @@ FIELDS = TCP_FIELDS
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is kept: in the kernel rows of one interval and sockets; rows since the start, idle in s."""
+    """How much is kept: in the kernel rows of one interval and sockets; rows since the start, idle in s.
+
+    Where rows are too many, open connections are counted anew every ``recount`` seconds.
+    """
 
     kernel_rows: int = 8192
     sockets: int = 65_536
     rows: int = 2000
     endpoints: int = 200
     idle: float = 900.0
+    recount: float = 10.0
 
 
 class Measurement:
@@ -73,6 +77,7 @@ class Measurement:
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
         self._rates = Rates()
+        self._recounted_at = 0.0
         self._measured_at = time.monotonic()
         self._usage = usage()
         self._programs: dict[str, ProgramHealth] = self._read_programs()
@@ -86,7 +91,10 @@ class Measurement:
         records = self._tcp.read()
         read_at = time.monotonic()
         self._read_cgroups()
+        if self.totals.make_room(read_at):
+            self._rates.begin_at(self.totals.sample())
         self.totals.add(records, self._services.of, read_at)
+        self._recount_open(read_at)
         now = self.totals.sample()
         snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=node())
         self._measured_at = read_at
@@ -107,6 +115,18 @@ class Measurement:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _recount_open(self, now: float) -> None:
+        """Put right what is open in each row, now and then, once rows were too many in the kernel or here."""
+        is_short = self.totals.is_short or self._tcp.losses()["tcp_rows_full"] > 0
+        if not is_short or now - self._recounted_at < self.bounds.recount:
+            return
+        self._recounted_at = now
+        found: dict[RowKey, int] = {}
+        for (cgroup, role, endpoint), count in self._tcp.open_connections().items():
+            key = RowKey(self._services.of(cgroup), role, endpoint)
+            found[key] = found.get(key, 0) + count
+        self.totals.recount(found)
 
     def _read_cgroups(self) -> None:
         self._services.apply(self._cgroups.read())

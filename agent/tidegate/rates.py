@@ -30,6 +30,10 @@ _ROLES = (Role.CLIENT, Role.SERVER)
 _SYNACK = Counter.RETRANSMITS + RETRANSMITS.index("synack")
 
 
+def _order(key: RowKey) -> tuple[Service, Role, str]:
+    return key.service, key.role, key.endpoint
+
+
 class Summed(NamedTuple):
     """The sums of a service's rows, clients and servers apart; its row if nothing had changed in the interval."""
 
@@ -48,13 +52,18 @@ class Rates:
         self._idle: dict[RowKey, EndpointRow] = {}
         self._sums: dict[Service, Summed] = {}
 
+    def begin_at(self, before: Sample) -> None:
+        """Take this for the sample before: the same totals, but in other rows, which is no traffic."""
+        self._before, self._idle, self._sums = before, {}, {}
+        self._order = sorted(before, key=_order)
+
     def snapshot(self, now: Sample, *, time: float, interval: float, node: Node) -> Snapshot:
         """Build the snapshot of the ``interval`` seconds since the sample before, which end at ``time`` (Unix).
 
         Before the first sample everything was 0.
         """
         if now.keys() != self._before.keys():
-            self._order = sorted(now, key=lambda key: (key.service, key.role, key.endpoint))
+            self._order = sorted(now, key=_order)
         groups = [list(keys) for _, keys in groupby(self._order, key=lambda key: key.service)]
         changed = {key for key in self._order if self._before.get(key) is not now[key]}
         endpoints = tuple(self._endpoint(key, now[key], interval, key in changed) for key in self._order)

@@ -11,7 +11,7 @@ from tidegate.identity.services import OTHER, Service
 from tidegate.model import histogram
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
-from tidegate.signals.tcp_fields import Counter
+from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS, Counter
 
 OTHER_ENDPOINT = "other"
 
@@ -62,20 +62,45 @@ class Totals:
         self._endpoints: dict[tuple[Service, Role], int] = {}
         self._touched: dict[RowKey, float] = {}
         self.folded = 0
+        #: Whether anything was ever put into another row than its own.
+        self.is_short = False
 
     def limit(self, max_rows: int, max_endpoints: int, idle: float) -> None:
         """Set other bounds; rows that are there already stay."""
         self._max_rows, self._max_endpoints, self._idle = max_rows, max_endpoints, idle
 
-    def add(self, records: Iterable[Record], service_of: Callable[[int], Service], now: float) -> None:
-        """Add what was counted since the last time; ``now`` is monotonic seconds."""
+    def make_room(self, now: float) -> bool:
+        """Fold idle rows if room is short; tell whether any was. ``now`` is monotonic seconds."""
+        before = self.folded
         if self._kept() >= self._max_rows * 9 // 10:
             self._fold_idle(now)
+        return self.folded != before
+
+    def add(self, records: Iterable[Record], service_of: Callable[[int], Service], now: float) -> None:
+        """Add what was counted since the last time; ``now`` is monotonic seconds."""
         for record in records:
             service = OTHER if record.cgroup is None else service_of(record.cgroup)
             key = self._place(RowKey(service, record.role, record.endpoint))
             self._sum(key, record.counters, record.histograms)
             self._touched[key] = now
+
+    def recount(self, open_connections: Mapping[RowKey, int]) -> None:
+        """Set what is open in each row.
+
+        Once something found no place, an open may be counted in one row and its close in another. The difference
+        goes to the counts that make up what is open, and to no other.
+        """
+        wanted: dict[RowKey, int] = {}
+        for key, count in open_connections.items():
+            place = key if key in self._rows else self._other(key)
+            wanted[place] = wanted.get(place, 0) + count
+        for key in self._rows.keys() | wanted.keys():
+            row = self._rows.get(key)
+            more = wanted.get(key, 0) - (row.open if row else 0)
+            if more:
+                counters = [0] * COUNTERS
+                counters[Counter.ADOPTED if more > 0 else Counter.CLOSED] = abs(more)
+                self._sum(key, tuple(counters), ({},) * len(HISTOGRAMS))
 
     def sample(self) -> Sample:
         """Return the totals of this moment; later additions don't change it."""
@@ -97,11 +122,17 @@ class Totals:
     def _place(self, key: RowKey) -> RowKey:
         if key in self._rows or key.service == OTHER:
             return key if key.service != OTHER else RowKey(OTHER, key.role, OTHER_ENDPOINT)
-        own_other = RowKey(key.service, key.role, OTHER_ENDPOINT)
+        place = key
         if self._endpoints.get((key.service, key.role), 0) >= self._max_endpoints:
-            key = own_other
-        if key in self._rows or self._kept() < self._max_rows:
-            return key
+            place = RowKey(key.service, key.role, OTHER_ENDPOINT)
+        if place not in self._rows and self._kept() >= self._max_rows:
+            place = self._other(key)
+        self.is_short |= place != key
+        return place
+
+    def _other(self, key: RowKey) -> RowKey:
+        """Return the row that stands for one that is not kept."""
+        own_other = RowKey(key.service, key.role, OTHER_ENDPOINT)
         return own_other if own_other in self._rows else RowKey(OTHER, key.role, OTHER_ENDPOINT)
 
     def _fold_idle(self, now: float) -> None:
@@ -111,11 +142,11 @@ class Totals:
                 continue
             del self._rows[key], self._touched[key]
             self._forget(key)
-            own_other = RowKey(key.service, key.role, OTHER_ENDPOINT)
-            target = own_other if own_other in self._rows else RowKey(OTHER, key.role, OTHER_ENDPOINT)
+            target = self._other(key)
             self._sum(target, row.counters, row.histograms)
             self._touched.setdefault(target, now)
             self.folded += 1
+            self.is_short = True
 
     def _forget(self, key: RowKey) -> None:
         group = (key.service, key.role)

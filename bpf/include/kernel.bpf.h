@@ -104,7 +104,12 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct inet_bind_bucket {
+	signed char fastreuse;
+};
+
 struct inet_connection_sock {
+	struct inet_bind_bucket *icsk_bind_hash;
 	__u8 icsk_ca_state : 5;
 	__u8 icsk_retransmits;
 	__u8 icsk_pending;
@@ -114,11 +119,12 @@ struct tcp_sock {
 	__u32 segs_in;
 	__u32 segs_out;
 	__u64 bytes_received;
-	__u64 bytes_sent; /* payload, retransmits included */
-	__u64 bytes_retrans;
 	__u64 bytes_acked;
+	__u64 bytes_sent; /* retransmits included, and what never left */
+	__u64 bytes_retrans;
 	__u32 snd_una;
 	__u32 snd_nxt;
+	__u32 write_seq;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */
 	__u32 total_retrans;
 	__u64 tcp_clock_cache; /* CLOCK_MONOTONIC in ns when the segment at hand came in */

@@ -7,21 +7,21 @@
 #include "tcp_progress.bpf.h"
 #include "tcp_sockets.bpf.h"
 
-static int has_fin_queued(int state)
-{
-	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
-	       state == TCP_LAST_ACK;
-}
-
-/* Whether this side opened the connection. The SYN of one that did is acknowledged like a byte (tcp_ack() in
- * SYN_SENT), that of one that accepted is not, and all that was sent is either acknowledged or in flight.
+/* Whether this side opened the connection. The kernel marks a port that connect() has chosen, since others
+ * may not share it (__inet_hash_connect()); accepted connections share their listener's. A client that has
+ * bound its port is known by the SYN, which was acknowledged like a byte: there is one more than bytes_sent
+ * has without what was sent again. Where this host itself has dropped something, that may be wrong.
  */
-static int has_connected(const struct tcp_sock *tp, int state)
+static int has_connected(const struct sock *sk, const struct tcp_sock *tp)
 {
-	__u32 payload = tp->bytes_sent - tp->bytes_retrans;
-	__u32 sequence = (__u32)tp->bytes_acked + (tp->snd_nxt - tp->snd_una);
+	const struct inet_connection_sock *connection = (const void *)tp;
+	int state = sk->__sk_common.skc_state;
 
-	return (__s32)(sequence - payload) - has_fin_queued(state) > 0;
+	if (connection->icsk_bind_hash->fastreuse < 0)
+		return 1;
+	return (__s64)(payload_sent(tp->bytes_acked, tp->snd_nxt - tp->snd_una, tp->snd_nxt == tp->write_seq,
+				    state, 0) -
+		       (tp->bytes_sent - tp->bytes_retrans)) > 0;
 }
 
 /* Set once all connections that were open at the start are in tcp_sockets. Whatever is open and not there has
@@ -35,7 +35,7 @@ static void begin_here(struct tcp_socket *socket, const struct sock *sk, const s
 {
 	struct progress now;
 
-	read_progress(&now, tp);
+	read_progress(&now, tp, is_client(&socket->connection));
 	socket->connection.noted = EVENT_ADOPTED;
 	socket->sent = now.sent;
 	socket->received = now.received;
@@ -51,7 +51,7 @@ static void begin_here(struct tcp_socket *socket, const struct sock *sk, const s
 /* Follow a connection that is open and not known. NULL if there is no place. */
 static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp)
 {
-	int state = sk->__sk_common.skc_state, connected = has_connected(tp, state);
+	int state = sk->__sk_common.skc_state, connected = has_connected(sk, tp);
 	int is_new = all_are_known && !has_fin_queued(state);
 	struct tcp_socket *socket = new_socket(sk, BPF_NOEXIST);
 

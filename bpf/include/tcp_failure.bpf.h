@@ -35,6 +35,8 @@ static __u32 failure_of_error(int error)
 		return TCP_FAILURE_DENIED;
 	case ECONNRESET:
 		return TCP_FAILURE_RESET;
+	case ECONNABORTED: /* ss -K */
+		return TCP_FAILURE_ABORTED;
 	}
 	return TCP_FAILURE_OTHER;
 }

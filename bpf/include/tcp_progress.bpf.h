@@ -16,14 +16,38 @@
  */
 const volatile __u8 walks = 1;
 
+static __always_inline int has_fin_queued(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
+}
+
+/* Payload that has left, from sequence numbers: bytes_sent counts what this host itself has dropped each
+ * time. Of a client the SYN is acknowledged like a byte (tcp_ack() in SYN_SENT). A FIN takes a number too,
+ * the last; a socket in CLOSE may have sent one.
+ */
+static __always_inline __u64 payload_sent(__u64 acked, __u32 in_flight, int is_all_sent, int state,
+					  int is_client)
+{
+	__u64 sent = acked + (__s32)in_flight - is_client;
+
+	return is_all_sent && (has_fin_queued(state) || state == TCP_CLOSE) ? sent - 1 : sent;
+}
+
+static __always_inline int is_client(const struct tcp_connection *connection)
+{
+	return connection->key.role == TCP_ROLE_CLIENT;
+}
+
 /* Of a socket that holds still, as in its own events. The peer's FIN counts as a byte in bytes_received
  * (tcp_rcv_nxt_update()).
  */
-static __always_inline void read_progress(struct progress *now, const struct tcp_sock *tp)
+static __always_inline void read_progress(struct progress *now, const struct tcp_sock *tp, int client)
 {
 	const struct sock_common *common = (const void *)tp;
 
-	now->sent = tp->bytes_sent - tp->bytes_retrans;
+	now->sent = payload_sent(tp->bytes_acked, tp->snd_nxt - tp->snd_una, tp->snd_nxt == tp->write_seq,
+				 common->skc_state, client);
 	now->received = tp->bytes_received - (common->skc_flags >> SOCK_DONE & 1);
 	now->segments_sent = tp->segs_out;
 	now->segments_received = tp->segs_in;
@@ -41,18 +65,21 @@ static __always_inline int is_busy(const struct sock *sk)
 }
 
 /* Of a socket that works meanwhile, never too many bytes:
- * - a retransmit adds to bytes_retrans first and then to bytes_sent, so they are read the other way round;
- * - a FIN is in bytes_received an instant before SOCK_DONE says so, both while the socket is locked. If it is
- *   free after bytes_received was read, the flag that is read then is of the same moment or later. Else one
- *   byte is left for the next walk.
+ * - what is acknowledged is read before what may be in flight, and that from its end;
+ * - a FIN is queued, and then sent, after the state has changed, so the state is read later;
+ * - the peer's FIN is in bytes_received an instant before SOCK_DONE says so, both while the socket is locked.
+ * If it is free after bytes_received was read, the flag that is read then is of the same moment or later.
+ * Else one byte is left for the next walk.
  */
-static __always_inline void probe_progress(struct progress *now, const struct tcp_sock *tp)
+static __always_inline void probe_progress(struct progress *now, const struct tcp_sock *tp, int client)
 {
 	const struct sock *sk = (const void *)tp;
-	int may_be_fin;
+	__u64 acked = BPF_CORE_READ(tp, bytes_acked);
+	__u32 next = BPF_CORE_READ(tp, snd_nxt), unacknowledged = BPF_CORE_READ(tp, snd_una);
+	int may_be_fin, state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
-	now->sent = BPF_CORE_READ(tp, bytes_sent);
-	now->sent -= BPF_CORE_READ(tp, bytes_retrans);
+	now->sent =
+	    payload_sent(acked, next - unacknowledged, next == BPF_CORE_READ(tp, write_seq), state, client);
 	now->received = BPF_CORE_READ(tp, bytes_received);
 	may_be_fin = is_busy(sk);
 	may_be_fin |= BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
@@ -75,7 +102,7 @@ struct difference {
 	__u32 events; /* enum event */
 };
 
-/* Never back: connect(AF_UNSPEC) and a close that resets set the socket's counters to 0 once it is closed. */
+/* Never back: a walk may read a little less than was there, and what an event has seen is never less. */
 #define ADVANCE(field, to, type)                                                                             \
 	do {                                                                                                 \
 		if ((type)((to) - socket->field) > 0) {                                                      \
@@ -103,7 +130,8 @@ static __always_inline int take(struct tcp_socket *socket, __u64 sk, __u64 began
 		ADVANCE(segments_sent, now->segments_sent, __s32);
 		ADVANCE(segments_received, now->segments_received, __s32);
 		news->connection = socket->connection;
-		news->events = news->connection.noted & ~socket->counted;
+		socket->last = *now;
+		news->events = news->connection.noted & ~socket->counted & ~EVENT_ENDED;
 		socket->counted |= news->events;
 	}
 	if (walks)
@@ -192,7 +220,7 @@ static void count_unless_walked(const struct sock *sk, const struct tcp_sock *tp
 	socket = known_socket(sk);
 	if (!socket)
 		return;
-	read_progress(&now, tp);
+	read_progress(&now, tp, is_client(&socket->connection));
 	count_progress(socket, socket->sk, socket->began_ns, &now, 0);
 }
 

@@ -141,8 +141,8 @@ static struct tcp_counts *row_of(struct tcp_connection *connection)
 		if (counts)
 			return counts;
 		connection->in_other = 1;
+		lose(TCP_LOSS_ROWS_FULL, 1);
 	}
-	lose(TCP_LOSS_ROWS_FULL, 1);
 	return other_row(connection->key.role);
 }
 

@@ -82,22 +82,26 @@ static void end_established(const struct sock *sk, const struct tcp_sock *tp, st
 		fail(known, TCP_FAILURE_RESET);
 }
 
-static void count_event(const struct tcp_sock *tp, struct tcp_socket *known)
-{
-	struct progress now;
-
-	read_progress(&now, tp);
-	count_progress(known, known->sk, known->began_ns, &now, 0);
-}
-
-/* Forget a socket, with what it has done since it was last counted. */
-static void forget(const struct tcp_sock *tp, struct tcp_socket *known)
+static void count_at_event(const struct tcp_sock *tp, struct tcp_socket *known, int is_last)
 {
 	__u64 key = known->sk;
 	struct progress now;
 
-	read_progress(&now, tp);
-	count_progress(known, known->sk, known->began_ns, &now, 1);
+	read_progress(&now, tp, is_client(&known->connection));
+	count_progress(known, key, known->began_ns, &now, is_last);
+	if (is_last)
+		bpf_map_delete_elem(&tcp_sockets, &key);
+}
+
+/* Forget a socket that has ended. Its counters are no more those of the connection: connect(AF_UNSPEC) and a
+ * close that resets set them to 0.
+ */
+static void forget(struct tcp_socket *known)
+{
+	struct progress last = known->last;
+	__u64 key = known->sk;
+
+	count_progress(known, known->sk, known->began_ns, &last, 1);
 	bpf_map_delete_elem(&tcp_sockets, &key);
 }
 
@@ -109,7 +113,7 @@ static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_soc
 		lose(TCP_LOSS_LATE, 1);
 	if (!is_connecting(known)) {
 		end_established(sk, tp, known);
-	} else if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV) {
+	} else if ((oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV) && !tp->bytes_acked) {
 		fail(known, is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, known));
 	} else {
 		establish_late(known);
@@ -118,10 +122,7 @@ static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_soc
 	note(known, EVENT_ENDED);
 	count_unseen_retransmits(sk, tp, known);
 	/* A socket that a process still has may yet send a reset, or be connected again. */
-	if (sk->__sk_common.skc_flags >> SOCK_DEAD & 1)
-		forget(tp, known);
-	else
-		count_event(tp, known);
+	count_at_event(tp, known, sk->__sk_common.skc_flags >> SOCK_DEAD & 1);
 }
 
 /* Forget a socket that was destroyed unseen, with what was known of it last. */
@@ -172,7 +173,7 @@ static int connecting(struct sock *sk, enum pass pass)
 		if (pass == PASS_SECOND && is_connecting(socket))
 			return 0;
 		if (has(socket, EVENT_ENDED)) /* the connect before, of the same socket */
-			forget(tp, socket);
+			forget(socket);
 		else
 			forget_unseen(socket);
 		socket = new_socket(sk, BPF_NOEXIST);
@@ -212,9 +213,11 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 		count_unless_walked(sk, tp);
 		return 0;
 	}
-	/* Any other's connect began before the programs were attached. */
-	if (oldstate != TCP_SYN_RECV)
+	if (oldstate != TCP_SYN_RECV) { /* its connect began before the programs were attached, or unseen */
+		if (!socket)
+			adopt(sk, tp);
 		return 0;
+	}
 	if (socket) {
 		if (socket->began_ns == now) /* the first pass did it */
 			return 0;
@@ -252,19 +255,22 @@ static int finishing(struct sock *sk, enum tcp_closer closer)
 	/* Shut down both ways: for the service it is closed, whatever the kernel has still to exchange. */
 	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
 		close(known);
-	read_progress(&known->last, tp);
+	read_progress(&known->last, tp, is_client(&known->connection));
 	count_unless_walked(sk, tp);
 	return 0;
 }
 
-/* All that this side has sent is acknowledged, its FIN too. */
+/* All that this side has sent is acknowledged, its FIN too; or it has closed the other direction now. */
 static int acknowledged(struct sock *sk)
 {
 	struct tcp_socket *known = known_socket(sk);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 
-	if (known && tp)
-		read_progress(&known->last, tp);
+	if (!known || !tp)
+		return 0;
+	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
+		close(known);
+	read_progress(&known->last, tp, is_client(&known->connection));
 	return 0;
 }
 
@@ -289,7 +295,7 @@ static int on_destroy(struct sock *sk)
 	if (!tp)
 		return 0;
 	if (has(known, EVENT_ENDED))
-		forget(tp, known);
+		forget(known);
 	else
 		end(sk, tp, known, TCP_SYN_SENT, 1);
 	return 0;

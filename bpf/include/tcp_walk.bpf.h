@@ -55,7 +55,7 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 	const __u64 *address = ctx->key;
 	struct tcp_socket *known;
 	const struct sock *sk;
-	struct progress now = {};
+	struct progress now;
 	__u64 key, began_ns;
 	__u8 mark = 0;
 
@@ -68,15 +68,16 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 	bpf_seq_write(ctx->meta->seq, &mark, sizeof(mark));
 	sk = (const struct sock *)key;
 	began_ns = known->began_ns;
+	now = known->last;
 	switch (place_of(sk, known)) {
 	case PLACE_SAME:
-		probe_progress(&now, (const struct tcp_sock *)sk);
-		known->last = now;
-		known->missed_ns = 0;
+		probe_progress(&now, (const struct tcp_sock *)sk, is_client(&known->connection));
+		if (known->missed_ns)
+			known->missed_ns = 0;
 		break;
 	case PLACE_CLOSED:
-		probe_progress(&now, (const struct tcp_sock *)sk);
-		known->last.retransmits = now.retransmits;
+		probe_progress(&now, (const struct tcp_sock *)sk, is_client(&known->connection));
+		count_progress(known, key, began_ns, &now, 0);
 		/* fall through */
 	case PLACE_OTHER:
 		if (!is_left_behind(known))
@@ -87,6 +88,26 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 		break;
 	}
 	count_progress(known, key, began_ns, &now, 0);
+	return 0;
+}
+
+/* Writes the row of a connection that counts as open. */
+static int on_open(struct bpf_iter__bpf_map_elem *ctx)
+{
+	const __u64 *address = ctx->key;
+	struct tcp_socket *known;
+	struct tcp_key row;
+	__u64 key;
+
+	if (!address)
+		return 0;
+	key = *address;
+	known = bpf_map_lookup_elem(&tcp_sockets, &key);
+	if (!known || !(known->counted & (EVENT_ESTABLISHED | EVENT_ADOPTED)) ||
+	    known->counted & EVENT_CLOSED)
+		return 0;
+	row = known->connection.key;
+	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
 	return 0;
 }
 

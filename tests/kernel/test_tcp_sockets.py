@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 import struct
 import time
@@ -214,6 +216,33 @@ def test_a_connection_that_came_unseen_is_a_new_one_with_all_its_bytes(server: s
         assert found[CLIENT]["connects"] == 1
         assert bytes_of(found) == [(300, 0), (0, 300)]
         assert programs.late >= 2  # others of this machine may have come unseen too
+
+
+def test_a_connect_under_way_at_the_start_has_a_row_once_it_is_established(server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    server.listen(0)
+    with connect(server)[0], socket.socket(server.family) as late, Programs() as programs:
+        programs.detach(STATE, AGAIN)
+        late.setblocking(False)  # the backlog is full, so its first SYN is dropped
+        assert late.connect_ex(server.getsockname()) == errno.EINPROGRESS
+        programs.attach(STATE, AGAIN)
+        server.accept()[0].close()
+        assert select.select([], [late], [], 10)[1] == [late]
+        assert late.send(b"123") == 3
+        row = programs.rows(port)[CLIENT]
+        assert (row["adopted"], row.get("connects", 0)) == (1, 0)
+
+
+def test_a_close_after_the_peers_acknowledgement_counts_at_once(server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    with Programs() as programs:
+        client, accepted = connect(server)
+        client.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        assert "closed" not in programs.rows(port)[CLIENT]
+        client.close()
+        assert programs.rows(port)[CLIENT]["closed"] == 1
+        accepted.close()
 
 
 def test_an_entry_that_missed_its_end_is_found_by_a_walk(server: socket.socket) -> None:

@@ -151,6 +151,20 @@ def test_a_table_of_half_the_size_puts_the_rest_on_other(lab: Lab) -> None:
         assert handshakes == seen
 
 
+def test_what_is_open_is_right_though_the_table_was_too_small(lab: Lab) -> None:
+    upstream = lab.host("inventory", 6).service("inventory_service")
+    upstream.upstream(dict.fromkeys(range(6000, 6100), Behaviour.HOLD))
+    client = lab.host("client", 16).service("shop")
+    with LabMeasurement(lab, Bounds(kernel_rows=64, recount=0.0)) as measurement:
+        for start in range(6000, 6100, 20):  # each interval has room for the opens, none for all the closes
+            client.generate(Plan(tuple(Step("10.0.0.6", port, 1, hold=True) for port in range(start, start + 20))))
+            measurement.measure()
+        client.release()
+        view = measure_until(measurement, lambda v: all(row.open == 0 for row in v.endpoints))
+        assert view.health.losses["tcp_rows_full"] > 0
+        assert sum(row.established for row in view.endpoints) == 200
+
+
 def test_the_cgroup_is_the_socket_creators_also_when_it_is_gone(lab: Lab) -> None:
     upstream = lab.host("inventory", 6).service("inventory_service")
     upstream.upstream(PORTS)

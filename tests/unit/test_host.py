@@ -82,7 +82,7 @@ def test_without_sys_admin_only_what_was_open_before_is_less() -> None:
     found = features(msgspec.structs.replace(HEALTHY, capabilities=capabilities, euid=1000))
     (less,) = [feature for feature in found if feature.state is not State.OK]
     assert (less.name, less.state) == ("namespaces", State.DEGRADED)
-    assert "CAP_SYS_ADMIN" in less.remedy
+    assert "CAP_SYS_ADMIN and CAP_SYS_PTRACE" in less.reason
     require(found)
 
 

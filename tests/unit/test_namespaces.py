@@ -48,6 +48,21 @@ def test_what_is_no_process_or_has_ended_is_left_out(tmp_path: Path) -> None:
     assert network_namespaces(proc) == [proc / "self/ns/net"]
 
 
+def test_a_namespace_that_may_not_be_looked_at_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc = fake_proc(tmp_path, {"self": "host", "1": "init", "7": "pod-a", "8": "pod-b"}, {})
+    stat = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.parts[-3] in {"1", "8"} and path.name == "net":
+            raise PermissionError(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert set(network_namespaces(proc)) == {proc / "self/ns/net", proc / "7/ns/net", proc / "8/ns/net"}
+
+
 def test_ones_own_needs_no_entering_and_what_can_not_be_entered_says_why(tmp_path: Path) -> None:
     calls: list[int] = []
     (tmp_path / "file").touch()

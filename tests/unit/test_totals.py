@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections import Counter as Counters
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +61,7 @@ def test_sum_over_rows_is_all_that_was_counted_and_rows_are_bounded(
     expected = [0] * COUNTERS
     samples = 0
     for tick, added in enumerate(ticks):
+        totals.make_room(now=tick * 2.0)
         totals.add(added, name, now=tick * 2.0)
         for r in added:
             expected = [a + b for a, b in zip(expected, r.counters, strict=True)]
@@ -92,6 +95,7 @@ def test_what_the_kernel_could_not_attribute_is_other() -> None:
 def test_idle_rows_make_room_and_rows_with_open_connections_stay() -> None:
     totals = Totals(2, 100, idle=10)
     totals.add([record(1, "a:1"), record(2, "a:1", established=1)], name, now=0)
+    assert totals.make_room(now=11)
     totals.add([record(3, "a:1")], name, now=11)
     rows = totals.sample()
     assert set(rows) == {key("s2", "a:1"), key("s3", "a:1"), key("other", "other")}
@@ -105,3 +109,27 @@ def test_a_sample_does_not_change_afterwards() -> None:
     totals.add([record(1, "a:1")], name, now=1)
     assert before[key("s1", "a:1")].counters[Counter.CONNECTS] == 1
     assert totals.sample()[key("s1", "a:1")].counters[Counter.CONNECTS] == 2
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20), max_size=6), st.integers(1, 4))
+def test_what_is_open_is_right_after_a_recount_also_where_rows_are_too_many(
+    ticks: list[list[tuple[int, bool]]], max_rows: int
+) -> None:
+    totals = Totals(max_rows, 2, idle=1.0)
+    alive: Counters[int] = Counters()
+    for tick, events in enumerate(ticks):
+        totals.make_room(now=tick * 2.0)
+        for number, opens in events:
+            if not opens and not alive[number]:
+                continue
+            alive[number] += 1 if opens else -1
+            totals.add([record(number, "a:1", established=opens, closed=not opens)], name, now=tick * 2.0)
+    connects = sum(row.counters[Counter.CONNECTS] for row in totals.sample().values())
+    totals.recount({key(f"s{number}", "a:1"): n for number, n in alive.items() if n})
+    rows = totals.sample()
+    for number in range(6):
+        if (own := key(f"s{number}", "a:1")) in rows:
+            assert rows[own].open == alive[number]
+    assert all(row.open >= 0 for row in rows.values())
+    assert sum(row.open for row in rows.values()) == alive.total()
+    assert sum(row.counters[Counter.CONNECTS] for row in rows.values()) == connects

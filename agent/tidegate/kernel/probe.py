@@ -15,6 +15,7 @@ from tidegate.model.snapshot import Node
 #: Bits in CapEff, from include/uapi/linux/capability.h.
 CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
+    "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,

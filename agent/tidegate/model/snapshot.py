@@ -72,6 +72,9 @@ class EndpointRow(Traffic, frozen=True, kw_only=True):
     failures: dict[str, int] | None
     failure_rate: float | None
     handshake: Distribution | None
+    responses: None = None
+    response: None = None
+    requests_per_connection: None = None
 
 
 class ServiceRow(Traffic, frozen=True, kw_only=True):

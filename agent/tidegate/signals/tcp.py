@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -155,6 +156,17 @@ class TcpSignal:
         self.rows = len(records)
         records.extend(self._read_other())
         return records
+
+    def open_connections(self) -> Counter[tuple[int, Role, str]]:
+        """Count what is open, by (cgroup, role, endpoint)."""
+        with self.bpf.programs["tcp_open"].attach_iterator(self.bpf.maps["tcp_sockets"]) as link:
+            keys = Counter(layouts.TCP_KEY.iter_unpack(link.read()))
+        return Counter(
+            {
+                (cgroup, _ROLES[role], endpoint_text(role, family, address, port)): count
+                for (cgroup, address, port, role, family, _), count in keys.items()
+            }
+        )
 
     def losses(self) -> dict[str, int]:
         """Return what the programs had to leave out since they were loaded."""

@@ -110,7 +110,11 @@ _LOSSES = {
         "raise signals.tcp.max_sockets",
     ),
     "tcp_late": (
-        "changes of state passed unseen and were made up for later; bytes of just before an end may be missing",
+        "changes of state that this host's kernel showed to no program were made up for later; counts are right",
+        "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
+    ),
+    "tcp_end_unseen": (
+        "ends of connections passed wholly unseen; what came between the last read and such an end is missing",
         "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
     ),
     "tcp_retransmits_unseen": (

@@ -60,8 +60,10 @@ enum tcp_loss {
 	TCP_LOSS_ROWS_FULL = 0, /* connections that went to tcp_other because the table took no new row */
 	TCP_LOSS_UNTRACKED = 1, /* connections that found no place in tcp_sockets: in no row */
 	TCP_LOSS_LATE = 2,      /* changes of state that no program saw, made up for later */
-	TCP_LOSS_RETRANSMITS_UNSEEN = 3, /* retransmits that no program saw: counted, their kind is a guess */
-	TCP_LOSS_COUNT = 4,
+	TCP_LOSS_END_UNSEEN =
+	    3, /* ends that were not seen at all: what came since the last walk is missing */
+	TCP_LOSS_RETRANSMITS_UNSEEN = 4, /* retransmits that no program saw: counted, their kind is a guess */
+	TCP_LOSS_COUNT = 5,
 };
 
 /* The listening side of a connection: the remote address for a client; only the local port for a

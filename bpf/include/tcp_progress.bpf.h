@@ -11,11 +11,6 @@
 
 #define NS_PER_US 1000
 
-/* Whether a walk counts what open connections do. It needs a lock that the kernel may not offer to programs
- * of this kind (5.10 doesn't). Without it each event counts at once, and nobody meets anybody in an entry.
- */
-const volatile __u8 walks = 1;
-
 static __always_inline int has_fin_queued(int state)
 {
 	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||

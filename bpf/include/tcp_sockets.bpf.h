@@ -13,6 +13,14 @@
 #define IPPROTO_TCP   6
 #define SHUTDOWN_MASK 3
 
+/* Whether a walk counts what open connections do. It needs a lock that the kernel may not offer to programs
+ * of this kind (5.10 doesn't). Without it each event counts at once, and nobody meets anybody in an entry.
+ */
+const volatile __u8 walks = 1;
+
+/* Whether the CPU shows stores to others in their order, as x86 does. */
+const volatile __u8 stores_in_order = 1;
+
 /* What can become of a connection, each once. */
 enum event {
 	EVENT_CONNECT = 1 << 0, /* began to open it */
@@ -112,10 +120,16 @@ static struct tcp_socket *new_socket(const struct sock *sk, __u64 flags)
 	return bpf_map_lookup_elem(&tcp_sockets, &key);
 }
 
-static void show_to_walks(struct tcp_socket *socket, const struct sock *sk)
+static __always_inline void show_to_walks(struct tcp_socket *socket, const struct sock *sk)
 {
 	barrier();
+	if (stores_in_order || !walks) {
+		socket->sk = (__u64)sk;
+		return;
+	}
+	bpf_spin_lock(&socket->lock);
 	socket->sk = (__u64)sk;
+	bpf_spin_unlock(&socket->lock);
 }
 
 /* By its ports the walk tells whether the socket is still there. */
@@ -125,9 +139,17 @@ static void note_ports(struct tcp_socket *socket, const struct sock *sk)
 	socket->local_port = sk->__sk_common.skc_num;
 }
 
-static void note(struct tcp_socket *socket, enum event event)
+/* After what belongs to the event was written: a walk that sees the event must see that too. */
+static __always_inline void note(struct tcp_socket *socket, enum event event)
 {
+	barrier();
+	if (stores_in_order || !walks) {
+		socket->connection.noted |= event;
+		return;
+	}
+	bpf_spin_lock(&socket->lock); /* which the walk takes as well */
 	socket->connection.noted |= event;
+	bpf_spin_unlock(&socket->lock);
 }
 
 /* The row of a connection. One that once found no place stays in other, so that its open and its close meet.

@@ -134,7 +134,7 @@ static void forget_unseen(struct tcp_socket *known)
 	__u64 key = known->sk;
 
 	if (!has(known, EVENT_ENDED)) {
-		lose(TCP_LOSS_LATE, 1);
+		lose(TCP_LOSS_END_UNSEEN, 1);
 		if (is_connecting(known))
 			fail(known, TCP_FAILURE_OTHER);
 		else

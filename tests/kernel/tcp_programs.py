@@ -67,6 +67,11 @@ class Programs:
         """Changes of state that were made up for."""
         return self.signal.losses()["tcp_late"]
 
+    @property
+    def ends_unseen(self) -> int:
+        """Ends of connections that were not seen at all."""
+        return self.signal.losses()["tcp_end_unseen"]
+
 
 def named(counters: tuple[int, ...]) -> Iterator[tuple[str, int]]:
     """Yield the counters that are not 0, by name."""

@@ -255,8 +255,8 @@ def test_an_entry_that_missed_its_end_is_found_by_a_walk(server: socket.socket) 
         accepted.close()
         found: dict[Role, int] = {}
         end = time.monotonic() + 10
-        while found != {CLIENT: 1, SERVER: 1} or programs.late < 2:  # a destroyed socket is given a second
-            assert time.monotonic() < end, (found, programs.late)
+        while found != {CLIENT: 1, SERVER: 1} or programs.ends_unseen < 2:  # a destroyed socket is given a second
+            assert time.monotonic() < end, (found, programs.ends_unseen)
             for role, row in programs.counts(port).items():
                 found[role] = found.get(role, 0) + row.get("closed", 0)
         assert programs.rows(port) == {}

@@ -32,6 +32,8 @@ class LabMeasurement:
     def __init__(self, lab: Lab, bounds: Bounds) -> None:
         self._ending = f"{lab.tag}.service"
         self._measurement = Measurement(bounds)
+        #: Rows of services that are not the lab's, which take room as well.
+        self.foreign = 0
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +45,7 @@ class LabMeasurement:
         """Measure once."""
         view = self._measurement.measure()
         endpoints = tuple(self._own(row) for row in view.endpoints if self._is_own(row.service))
+        self.foreign = sum(not self._is_own(row.service) for row in view.endpoints)
         services = tuple(self._own(row) for row in view.services if self._is_own(row.service))
         return msgspec.structs.replace(view, endpoints=endpoints, services=services)
 

@@ -82,7 +82,11 @@ def test_ten_thousand_mixed_connections_agree_exactly(lab: Lab) -> None:
         for upstream in (*upstreams, spare):
             assert_server_agrees(view, f"{upstream.name}.service", upstream.accepted())
         # What no program saw was made up for, so it is in the counts above; some hosts have it (bpf/tcp.bpf.c).
-        assert {kind for kind, n in view.health.losses.items() if n} <= {"tcp_late", "tcp_retransmits_unseen"}
+        assert {kind for kind, n in view.health.losses.items() if n} <= {
+            "tcp_late",
+            "tcp_end_unseen",
+            "tcp_retransmits_unseen",
+        }
         assert {service.service for service in view.services} == {
             "shop.service",
             "billing.service",
@@ -139,7 +143,7 @@ def test_a_table_of_half_the_size_puts_the_rest_on_other(lab: Lab) -> None:
         stored = [row for row in view.endpoints if row.endpoint != "other"]
         other = [row for row in view.endpoints if row.endpoint == "other"]
         assert seen == 640
-        assert len(stored) == 128
+        assert 128 - measurement.foreign <= len(stored) <= 128
         assert {row.service for row in other} == {"other"}
         for counter in ("connects", "established", "accepts"):
             total = sum(getattr(row, counter) or 0 for row in view.endpoints)

@@ -52,8 +52,9 @@ class TcpLoss(IntEnum):
     ROWS_FULL = 0
     UNTRACKED = 1
     LATE = 2
-    RETRANSMITS_UNSEEN = 3
-    COUNT = 4
+    END_UNSEEN = 3
+    RETRANSMITS_UNSEEN = 4
+    COUNT = 5
 
 
 class TcpReset(IntEnum):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -21,6 +22,8 @@ from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
 from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS
 
+#: Machines whose CPUs show stores in their order.
+_IN_ORDER = ("x86_64", "i686")
 #: Rows that are read at a time.
 BATCH = 256
 _ROLES = {layouts.TcpRole.CLIENT: Role.CLIENT, layouts.TcpRole.SERVER: Role.SERVER}
@@ -87,6 +90,7 @@ def _load(max_rows: int, max_sockets: int, *, walks: bool) -> BpfObject:
         for table in ("tcp_rows_a", "tcp_rows_b"):
             bpf.set_max_entries(table, max_rows)
         bpf.set_max_entries("tcp_sockets", max_sockets)
+        bpf.set_constant("stores_in_order", bytes([platform.machine() in _IN_ORDER]))
         if not walks:
             bpf.set_constant("walks", bytes(1))
             bpf.programs["tcp_walk"].skip()

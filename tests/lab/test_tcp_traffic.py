@@ -195,7 +195,7 @@ def test_retransmits_that_the_own_host_drops_are_counted_as_the_kernel_does(quie
 def test_a_keep_alive_connection_shows_its_bytes_in_each_of_ten_intervals(pair: Pair) -> None:
     with LabMeasurement(pair.server.lab, Bounds()) as measurement:
         pair.shop.generate(Plan((Step("10.0.0.6", 5000, 1, hold=True), Step("fd00::6", 5001, 1, hold=True))))
-        seen: Counter[tuple[str, str]] = Counter()
+        seen: Counter[tuple[str, str, str]] = Counter()
         for n in range(1, 11):
             added = pair.shop.exchange(Exchange(1000 * n, 3 * SEGMENT * n, rounds=2))
             view = measurement.measure()
@@ -206,9 +206,9 @@ def test_a_keep_alive_connection_shows_its_bytes_in_each_of_ten_intervals(pair: 
                     (server[":" + endpoint.rpartition(":")[2]], result.received, result.sent),
                 ):
                     key = (row.service, row.endpoint)
-                    assert row.sent_bytes - seen[*key, "sent"] == sent  # type: ignore[index]
-                    assert row.received_bytes - seen[*key, "received"] == received  # type: ignore[index]
-                    seen[*key, "sent"], seen[*key, "received"] = row.sent_bytes, row.received_bytes  # type: ignore[index]
+                    assert row.sent_bytes - seen[*key, "sent"] == sent
+                    assert row.received_bytes - seen[*key, "received"] == received
+                    seen[*key, "sent"], seen[*key, "received"] = row.sent_bytes, row.received_bytes
                     assert row.sent_rate == pytest.approx(sent / view.interval)
                     assert (row.open, row.closes) == (1, {"local": 0, "remote": 0, "timeout": 0})
         pair.shop.release()

@@ -77,11 +77,16 @@ HISTOGRAMS = (HANDSHAKE, DURATION, RTT)
 CLIENT, SERVER = frozenset({Role.CLIENT}), frozenset({Role.SERVER})
 
 
-def _counter(name: str, metric: str, unit: str, text: str, **more: object) -> Field:
-    return Field(name=name, metric=metric, kind=Kind.COUNTER, unit=unit, help=text, **more)  # type: ignore[arg-type]
+BOTH = frozenset(Role)
 
 
-def _histogram(name: str, metric: str, histogram: Histogram, text: str, **more: object) -> Field:
+def _counter(
+    name: str, metric: str, unit: str, text: str, label: str | None = None, roles: frozenset[Role] = BOTH
+) -> Field:
+    return Field(name=name, metric=metric, kind=Kind.COUNTER, unit=unit, help=text, label=label, roles=roles)
+
+
+def _histogram(name: str, metric: str, histogram: Histogram, text: str, roles: frozenset[Role] = BOTH) -> Field:
     return Field(
         name=name,
         metric=metric,
@@ -89,7 +94,7 @@ def _histogram(name: str, metric: str, histogram: Histogram, text: str, **more: 
         unit="seconds",
         help=text,
         bounds=histogram.seconds,
-        **more,  # type: ignore[arg-type]
+        roles=roles,
     )
 
 

@@ -4,6 +4,7 @@
 #define TIDEGATE_TCP_ADOPT_BPF_H
 
 #include "kernel.bpf.h"
+#include "tcp_known.bpf.h"
 #include "tcp_progress.bpf.h"
 #include "tcp_sockets.bpf.h"
 
@@ -56,7 +57,7 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 	struct tcp_socket *socket = new_socket(sk, BPF_NOEXIST);
 
 	if (!socket)
-		return known_socket(sk);
+		return entry_of(sk);
 	socket->began_ns = bpf_ktime_get_ns();
 	socket->retransmits = tp->total_retrans;
 	note_ports(socket, sk);

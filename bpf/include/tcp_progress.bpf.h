@@ -212,7 +212,7 @@ static void count_unless_walked(const struct sock *sk, const struct tcp_sock *tp
 
 	if (walks)
 		return;
-	socket = known_socket(sk);
+	socket = entry_of(sk);
 	if (!socket)
 		return;
 	read_progress(&now, tp, is_client(&socket->connection));

@@ -96,7 +96,7 @@ struct {
 
 static const struct tcp_socket no_socket;
 
-static struct tcp_socket *known_socket(const struct sock *sk)
+static struct tcp_socket *entry_of(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 

@@ -6,6 +6,7 @@
 #include "kernel.bpf.h"
 #include "tcp_adopt.bpf.h"
 #include "tcp_failure.bpf.h"
+#include "tcp_known.bpf.h"
 #include "tcp_progress.bpf.h"
 #include "tcp_retransmit.bpf.h"
 #include "tcp_sockets.bpf.h"
@@ -29,12 +30,6 @@ static void close_by(struct tcp_socket *socket, enum tcp_closer closer)
 	note(socket, EVENT_CLOSER);
 }
 
-static int is_connecting(const struct tcp_socket *socket)
-{
-	return (socket->connection.noted & (EVENT_CONNECT | EVENT_ESTABLISHED | EVENT_ENDED)) ==
-	       EVENT_CONNECT;
-}
-
 static enum tcp_closer closer_of(const struct sock *sk)
 {
 	switch (sk->sk_err) {
@@ -48,27 +43,12 @@ static enum tcp_closer closer_of(const struct sock *sk)
 	return TCP_CLOSER_TIMEOUT;
 }
 
-static void fail(struct tcp_socket *socket, enum tcp_failure failure)
-{
-	socket->connection.failure = failure;
-	note(socket, EVENT_FAILED);
-}
-
 /* The handshake was completed and no program saw it, so how long it took is not known. */
 static void establish_late(struct tcp_socket *socket)
 {
 	socket->connection.established_ns = socket->connection.syn_ns;
 	note(socket, EVENT_ESTABLISHED);
 	lose(TCP_LOSS_LATE, 1);
-}
-
-/* For the service the connection is closed. */
-static void close(struct tcp_socket *socket)
-{
-	if (has(socket, EVENT_CLOSED))
-		return;
-	socket->connection.closed_ns = bpf_ktime_get_ns();
-	note(socket, EVENT_CLOSED);
 }
 
 /* The end of a connection that was established. */
@@ -125,30 +105,6 @@ static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_soc
 	count_at_event(tp, known, sk->__sk_common.skc_flags >> SOCK_DEAD & 1);
 }
 
-/* Forget a socket that was destroyed unseen, with what was known of it last. */
-static void forget_unseen(struct tcp_socket *known)
-{
-	__u32 segments = known->last.retransmits - known->retransmits;
-	struct progress last = known->last;
-	struct tcp_counts *counts;
-	__u64 key = known->sk;
-
-	if (!has(known, EVENT_ENDED)) {
-		lose(TCP_LOSS_END_UNSEEN, 1);
-		if (is_connecting(known))
-			fail(known, TCP_FAILURE_OTHER);
-		else
-			close(known);
-		counts = row_of(&known->connection);
-		if (counts && (__s32)segments > 0) {
-			add(&counts->retransmits[TCP_RETRANSMIT_TIMEOUT], segments);
-			lose(TCP_LOSS_RETRANSMITS_UNSEEN, segments);
-		}
-	}
-	count_progress(known, key, known->began_ns, &last, 1);
-	bpf_map_delete_elem(&tcp_sockets, &key);
-}
-
 /* Returns 1 where there is no place, so that the second pass tries again. Only the failure of the second pass
  * is a loss: it comes last.
  */
@@ -167,7 +123,7 @@ static int connecting(struct sock *sk, enum pass pass)
 	if (!tp)
 		return 0;
 	if (!socket) {
-		socket = known_socket(sk);
+		socket = entry_of(sk);
 		if (!socket)
 			return no_place(pass);
 		if (pass == PASS_SECOND && is_connecting(socket))
@@ -198,13 +154,13 @@ static int connecting(struct sock *sk, enum pass pass)
 static int established(struct sock *sk, int oldstate, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tcp_socket *socket = known_socket(sk);
+	struct tcp_socket *socket = entry_of(sk);
 	__u64 now;
 
 	if (!tp)
 		return 0;
 	now = tp->tcp_clock_cache; /* of the segment that completed the handshake */
-	if (socket && is_connecting(socket)) {
+	if (socket && is_connecting(socket) && is_of(socket, sk)) {
 		socket->connection.established_ns =
 		    now > socket->connection.syn_ns ? now : bpf_ktime_get_ns();
 		note(socket, EVENT_ESTABLISHED);
@@ -214,7 +170,7 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 		return 0;
 	}
 	if (oldstate != TCP_SYN_RECV) { /* its connect began before the programs were attached, or unseen */
-		if (!socket)
+		if (!known_socket(sk))
 			adopt(sk, tp);
 		return 0;
 	}

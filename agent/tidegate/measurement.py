@@ -73,6 +73,13 @@ class Measurement:
             self._services = Services(lambda: walk(root), ContainerNames.below(host_root).name_of)
             self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets)
             stack.callback(self._tcp.close)
+            if self._tcp.unadopted:
+                log.warning(
+                    "network namespaces not entered: %d (%s ...); connections that are open there are seen from "
+                    "their next event on; 'tidegate doctor' says what is missing",
+                    len(self._tcp.unadopted),
+                    self._tcp.unadopted[0],
+                )
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)

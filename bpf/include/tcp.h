@@ -57,7 +57,8 @@ enum tcp_reset {
 
 /* What the programs had to leave out, by index in tcp_losses. */
 enum tcp_loss {
-	TCP_LOSS_ROWS_FULL = 0, /* connections that went to tcp_other because the table took no new row */
+	TCP_LOSS_ROWS_FULL =
+	    0, /* what went to tcp_other, a connection at a time, as the table took no new row */
 	TCP_LOSS_UNTRACKED = 1, /* connections that found no place in tcp_sockets: in no row */
 	TCP_LOSS_LATE = 2,      /* changes of state that no program saw, made up for later */
 	TCP_LOSS_END_UNSEEN =

@@ -54,7 +54,7 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 {
 	int state = sk->__sk_common.skc_state, connected = has_connected(sk, tp);
 	int is_new = all_are_known && !has_fin_queued(state);
-	struct tcp_socket *socket = new_socket(sk, BPF_NOEXIST);
+	struct tcp_socket *socket = new_socket(sk);
 
 	if (!socket)
 		return entry_of(sk);

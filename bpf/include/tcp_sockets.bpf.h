@@ -108,14 +108,14 @@ static int has(const struct tcp_socket *socket, enum event event)
 	return socket->connection.noted & event;
 }
 
-/* A new entry, to be filled in and then told to walks by its address; NULL if there is no place, or with
- * BPF_NOEXIST if there is one already. Not built on the stack, of which there are 512 bytes.
+/* A new entry, to be filled in and then told to walks by its address; NULL if there is no place, or an entry
+ * already. Not built on the stack, of which there are 512 bytes.
  */
-static struct tcp_socket *new_socket(const struct sock *sk, __u64 flags)
+static struct tcp_socket *new_socket(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	if (bpf_map_update_elem(&tcp_sockets, &key, &no_socket, flags))
+	if (bpf_map_update_elem(&tcp_sockets, &key, &no_socket, BPF_NOEXIST))
 		return 0;
 	return bpf_map_lookup_elem(&tcp_sockets, &key);
 }

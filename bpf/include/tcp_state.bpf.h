@@ -118,7 +118,7 @@ static int no_place(enum pass pass)
 static int connecting(struct sock *sk, enum pass pass)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tcp_socket *socket = new_socket(sk, BPF_NOEXIST);
+	struct tcp_socket *socket = new_socket(sk);
 
 	if (!tp)
 		return 0;
@@ -132,7 +132,7 @@ static int connecting(struct sock *sk, enum pass pass)
 			forget(socket);
 		else
 			forget_unseen(socket);
-		socket = new_socket(sk, BPF_NOEXIST);
+		socket = new_socket(sk);
 		if (!socket)
 			return no_place(pass);
 	}
@@ -179,7 +179,7 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 			return 0;
 		forget_unseen(socket); /* of before, with the same address */
 	}
-	socket = new_socket(sk, BPF_NOEXIST);
+	socket = new_socket(sk);
 	if (!socket)
 		return no_place(pass);
 	socket->connection.established_ns = socket->began_ns = now;

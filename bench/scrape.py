@@ -25,7 +25,7 @@ from tidegate.control.client import ControlClient
 from tidegate.export import text
 from tidegate.export.prometheus import Exporter
 from tidegate.identity.services import Service
-from tidegate.measurement import FIELDS
+from tidegate.measurement import TABLES
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import EndpointRow, Health, Node, View
 from tidegate.rates import Rates
@@ -50,7 +50,7 @@ def figures(directory: Path) -> list[Figure]:
 
 def scrape(*, gzipped: bool) -> Figure:
     """Measure one scrape over HTTP, with the client in a process of its own."""
-    exporter = Exporter("127.0.0.1", 0, FIELDS)
+    exporter = Exporter("127.0.0.1", 0, TABLES)
     exporter.collector.show(view(SERIES))
     try:
         client = subprocess.run(
@@ -124,8 +124,11 @@ def _ticks(socket: Path) -> Iterable[Health]:
 
 def view(series: int) -> View:
     """Make a view with at least ``series`` samples of the declared fields, half of its rows a client's."""
-    pair = sum(1 for line in text.write(FIELDS, _rows(1)).splitlines() if not line.startswith("#"))
-    rows = _rows(-(-series // pair))
+    pair = sum(not line.startswith("#") for line in text.write(TABLES, _view(_rows(1))).splitlines())
+    return _view(_rows(-(-series // pair)))
+
+
+def _view(rows: tuple[EndpointRow, ...]) -> View:
     health = Health(
         version="0", pid=1, loader="libbpf", maps={}, programs={}, statistics_refused=None, events_lost={},
         losses={}, rows=len(rows), rows_limit=len(rows), ticks=1, ticks_late=0, ticks_skipped=0, late_seconds=0.0,

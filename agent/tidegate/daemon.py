@@ -20,7 +20,7 @@ from tidegate.errors import TidegateError
 from tidegate.export.prometheus import Exporter, Tls
 from tidegate.lock import AgentLock
 from tidegate.logs import configure
-from tidegate.measurement import FIELDS, Bounds, Measurement
+from tidegate.measurement import TABLES, Bounds, Measurement
 from tidegate.model.snapshot import View
 from tidegate.schedule import Schedule
 
@@ -155,7 +155,7 @@ def exporter_of(config: Config) -> Exporter | None:
     if listen is None:
         return None
     files = None if tls is None else Tls(cert=tls.cert, key=tls.key, client_ca=tls.client_ca)
-    return Exporter(listen.host, listen.port, FIELDS, files)
+    return Exporter(listen.host, listen.port, TABLES, files)
 
 
 def limits_of(config: Config) -> tuple[int, int, float]:

@@ -22,13 +22,14 @@ from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.rates import Rates
+from tidegate.signals import tcp_fields
 from tidegate.signals.tcp import TcpSignal
-from tidegate.signals.tcp_fields import FIELDS as TCP_FIELDS
 from tidegate.totals import RowKey, Totals
 
 log = logging.getLogger("tidegate")
 
-FIELDS = TCP_FIELDS
+#: What is measured, a table for each part of the view.
+TABLES = (tcp_fields.TABLE,)
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from tidegate.identity.services import Service
 from tidegate.model import histogram
 from tidegate.model.fields import Role
-from tidegate.model.snapshot import Distribution, EndpointRow, Node, ServiceRow, Snapshot
+from tidegate.model.histogram import Distribution
+from tidegate.model.snapshot import EndpointRow, Node, ServiceRow, Snapshot
 from tidegate.signals.tcp_fields import (
     CLOSERS,
     COUNTERS,

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.test_outputs import view
 from tidegate.errors import UnavailableError
 from tidegate.export.prometheus import Exporter, Tls
-from tidegate.signals.tcp_fields import FIELDS
+from tidegate.signals.tcp_fields import TABLE
 
 pytestmark = pytest.mark.unit
 
@@ -46,7 +46,7 @@ def guarded(certificates: Path) -> Iterator[Exporter]:
         key=str(certificates / "server.key"),
         client_ca=str(certificates / "ca.crt"),
     )
-    exporter = Exporter("127.0.0.1", 0, FIELDS, tls)
+    exporter = Exporter("127.0.0.1", 0, [TABLE], tls)
     exporter.collector.show(view("shop.service"))
     yield exporter
     exporter.close()
@@ -71,7 +71,7 @@ def test_a_client_without_one_is_not(guarded: Exporter, certificates: Path, clie
 
 
 def test_plain_http_on_loopback_and_nothing_after_close() -> None:
-    exporter = Exporter("127.0.0.1", 0, FIELDS)
+    exporter = Exporter("127.0.0.1", 0, [TABLE])
     exporter.collector.show(view("shop.service"))
     with urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}/metrics", timeout=5) as answer:
         assert b"tidegate_tcp_connects_total" in answer.read()
@@ -81,7 +81,7 @@ def test_plain_http_on_loopback_and_nothing_after_close() -> None:
 
 
 def test_it_listens_on_ipv6() -> None:
-    exporter = Exporter("::1", 0, FIELDS)
+    exporter = Exporter("::1", 0, [TABLE])
     with urllib.request.urlopen(f"http://[::1]:{exporter.port}/metrics", timeout=5) as answer:
         assert answer.status == 200
     exporter.close()
@@ -91,16 +91,16 @@ def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
     for name in ("cert", "key"):
         (tmp_path / name).write_text("no PEM", encoding="ascii")
     with pytest.raises(UnavailableError, match=r"metrics.tls: expected a certificate and its key in PEM"):
-        Exporter("127.0.0.1", 0, FIELDS, Tls(cert=str(tmp_path / "cert"), key=str(tmp_path / "key")))
+        Exporter("127.0.0.1", 0, [TABLE], Tls(cert=str(tmp_path / "cert"), key=str(tmp_path / "key")))
 
 
 def test_port_that_is_taken_and_address_that_is_not_here() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UnavailableError) as caught:
-            Exporter("127.0.0.1", port, FIELDS)
+            Exporter("127.0.0.1", port, [TABLE])
     assert f"metrics.listen 127.0.0.1:{port}: Address already in use; find who has it" in str(caught.value)
     with pytest.raises(UnavailableError, match=r"set metrics\.listen to an address of this host") as caught:
-        Exporter("192.0.2.1", 0, FIELDS)
+        Exporter("192.0.2.1", 0, [TABLE])
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EADDRNOTAVAIL

@@ -22,7 +22,7 @@ from tidegate.export.prometheus import Exporter, is_plain
 from tidegate.identity.cgroups import text_of
 from tidegate.model.fields import Field, Kind
 from tidegate.model.snapshot import View
-from tidegate.signals.tcp_fields import FIELDS
+from tidegate.signals.tcp_fields import TABLE
 
 pytestmark = pytest.mark.unit
 PROMETHEUS_3 = (
@@ -49,10 +49,11 @@ def families(exposition: str, names: Sequence[str]) -> list[Family]:
     ]
 
 
-def assert_same(shown: View, fields: Sequence[Field] = FIELDS) -> None:
+def assert_same(shown: View, fields: Sequence[Field] = TABLE.fields) -> None:
     names = [text.PREFIX + field.metric.removesuffix("_total") for field in fields]
-    ours = families(text.write(fields, shown.endpoints), names)
-    assert ours == families(library_scrape(shown, fields), names)
+    table = msgspec.structs.replace(TABLE, fields=tuple(fields))
+    ours = families(text.write([table], shown), names)
+    assert ours == families(library_scrape(shown, [table]), names)
     assert len(ours) == len(fields)
 
 
@@ -90,7 +91,7 @@ def test_rows_without_a_value_have_no_sample() -> None:
 
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[Exporter]:
-    serving = Exporter("127.0.0.1", 0, FIELDS)
+    serving = Exporter("127.0.0.1", 0, [TABLE])
     serving.collector.show(view("shop.service"))
     yield serving
     serving.close()

@@ -16,10 +16,10 @@ from tidegate.errors import UsageError
 from tidegate.export.prometheus import ViewCollector
 from tidegate.identity.cgroups import text_of
 from tidegate.identity.services import Service
-from tidegate.model.fields import Field, Role
+from tidegate.model.fields import Role, Table
 from tidegate.model.snapshot import Health, MapHealth, Node, ProgramHealth, View
 from tidegate.rates import Rates
-from tidegate.signals.tcp_fields import COUNTERS, FIELDS, Counter
+from tidegate.signals.tcp_fields import COUNTERS, TABLE, Counter
 from tidegate.top.columns import duration
 from tidegate.top.plain import Options, frame, header
 from tidegate.totals import Row, RowKey
@@ -69,8 +69,8 @@ def view(*names: str) -> View:
     return View(**{name: getattr(taken, name) for name in taken.__struct_fields__}, health=HEALTH)
 
 
-def scrape(shown: View, fields: Sequence[Field] = FIELDS) -> str:
-    collector = ViewCollector(fields)
+def scrape(shown: View, tables: Sequence[Table] = (TABLE,)) -> str:
+    collector = ViewCollector(tables)
     collector.show(shown)
     registry = CollectorRegistry()
     registry.register(collector)
@@ -129,7 +129,7 @@ def test_no_name_breaks_a_scrape_or_a_frame(names: list[bytes]) -> None:
 
 def test_nothing_is_offered_before_the_first_view() -> None:
     registry = CollectorRegistry()
-    registry.register(ViewCollector(FIELDS))
+    registry.register(ViewCollector([TABLE]))
     assert generate_latest(registry) == b""
 
 

@@ -31,9 +31,10 @@ from prometheus_client.registry import Collector
 
 from tidegate.errors import UnavailableError
 from tidegate.export import health, text
-from tidegate.export.text import LABELS, PREFIX
-from tidegate.model.fields import Field, Kind
-from tidegate.model.snapshot import Distribution, EndpointRow, View
+from tidegate.export.text import PREFIX, label_values, rows_of
+from tidegate.model.fields import Field, Kind, Table
+from tidegate.model.histogram import Distribution
+from tidegate.model.snapshot import View
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,11 +48,11 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
 class ViewCollector(Collector):
     """Metrics of the view that was last given to :meth:`show`; nothing before the first.
 
-    Iterates over the fields that the signals declare, so a new field needs no edit here.
+    Iterates over the tables and fields that the signals declare, so a new one needs no edit here.
     """
 
-    def __init__(self, fields: Sequence[Field]) -> None:
-        self.fields = fields
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables = tables
         self.view: View | None = None
 
     def show(self, view: View) -> None:
@@ -67,21 +68,20 @@ class ViewCollector(Collector):
         view = self.view
         if view is None:
             return
-        for field in self.fields:
-            yield _family(field, view.endpoints)
+        for table in self.tables:
+            for field in table.fields:
+                yield _family(table, field, rows_of(view, table))
         yield from health.families(view.health, view.node.kernel)
 
 
-def _family(field: Field, rows: Iterable[EndpointRow]) -> Metric:
-    labels = LABELS if field.label is None else (*LABELS, field.label)
+def _family(table: Table, field: Field, rows: Iterable[Any]) -> Metric:
+    labels = table.labels if field.label is None else (*table.labels, field.label)
     family: Any = _new_family(field, labels)
     for row in rows:
-        if row.role not in field.roles:
-            continue
         value = getattr(row, field.name)
         if value is None:
             continue
-        key = [row.service, row.container, row.role.value, row.endpoint, row.name]
+        key = label_values(table, row)
         if isinstance(value, Distribution):
             bounds = [*(repr(bound) for bound in field.bounds), "+Inf"]
             family.add_metric(key, list(zip(bounds, value.buckets, strict=True)), sum_value=value.sum)
@@ -122,10 +122,10 @@ class Exporter:
     Clients that take plain text get it from :mod:`tidegate.export.text`; others are answered by prometheus-client.
     """
 
-    def __init__(self, host: str, port: int, fields: Sequence[Field], tls: Tls | None = None) -> None:
+    def __init__(self, host: str, port: int, tables: Sequence[Table], tls: Tls | None = None) -> None:
         self.registry = CollectorRegistry()
         self._process = ProcessCollector(namespace="tidegate", registry=self.registry)
-        self.collector = ViewCollector(fields)
+        self.collector = ViewCollector(tables)
         self.registry.register(self.collector)
         self._library_app = make_wsgi_app(self.registry)
         self._server, self._thread = _listen(host, port, self.registry, tls)
@@ -137,7 +137,7 @@ class Exporter:
         rows = ""
         families: Iterable[Metric] = self._process.collect()
         if view is not None:
-            rows = text.write(self.collector.fields, view.endpoints)
+            rows = text.write(self.collector.tables, view)
             families = itertools.chain(families, health.families(view.health, view.node.kernel))
         return rows.encode() + generate_latest(_Families(families))
 

@@ -24,11 +24,11 @@ class Role(StrEnum):
 
 
 class Field(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured field of an endpoint row.
+    """One measured field of a table's rows.
 
-    ``name`` is the attribute of :class:`tidegate.model.snapshot.EndpointRow`; ``metric`` the Prometheus name
-    without the prefix; ``label`` the extra label whose values are the keys of a mapping field; ``roles`` the
-    sides that have the field; ``bounds`` the upper bounds of a histogram's buckets in ``unit``, without +Inf.
+    ``name`` is the attribute of the row; ``metric`` the Prometheus name without the prefix; ``label`` the extra
+    label whose values are the keys of a mapping field; ``bounds`` the upper bounds of a histogram's buckets in
+    ``unit``, without +Inf. A row that doesn't have the field has None there.
     """
 
     name: str
@@ -37,5 +37,15 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
     help: str
     label: str | None = None
-    roles: frozenset[Role] = frozenset(Role)
     bounds: tuple[float, ...] = ()
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows of one part of the view: ``name`` is the attribute of the view that holds them.
+
+    ``labels`` are the attributes that tell its rows apart, and the labels of its metrics.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    fields: tuple[Field, ...]

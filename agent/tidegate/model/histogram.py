@@ -1,14 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic on the kernel's log-linear histograms (shape: bpf/include/histogram.h)."""
+"""Histograms as shown, and arithmetic on the kernel's log-linear ones (shape: bpf/include/histogram.h)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 SUBSLOT_BITS = 3
 _SUBSLOTS = 1 << SUBSLOT_BITS
 
 Slots = Mapping[int, int]
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """A histogram: percentiles of the last interval (None without samples), the rest since the start.
+
+    ``buckets`` are cumulative counts at the bounds that the field declares, the last at +Inf: ``count``.
+    """
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    count: int
+    sum: float
+    buckets: tuple[int, ...]
 
 
 def slot_edges(slot: int, shift: int) -> tuple[int, int]:

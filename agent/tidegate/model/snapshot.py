@@ -9,21 +9,12 @@ from __future__ import annotations
 
 import msgspec
 
+from tidegate.model.disk import DiskRow, ServiceDiskRow
 from tidegate.model.fields import Role
-
-
-class Distribution(msgspec.Struct, frozen=True, kw_only=True):
-    """A histogram: percentiles of the last interval (None without samples), the rest since the start.
-
-    ``buckets`` are cumulative counts at the bounds that the field declares, the last at +Inf: ``count``.
-    """
-
-    p50: float | None
-    p90: float | None
-    p99: float | None
-    count: int
-    sum: float
-    buckets: tuple[int, ...]
+from tidegate.model.finding import Finding
+from tidegate.model.histogram import Distribution
+from tidegate.model.ports import ListenerRow, NamespaceRow, PortsRow
+from tidegate.model.resources import NodeResources, ResourceRow
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +48,12 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointRow(Traffic, frozen=True, kw_only=True):
-    """What one service does to one endpoint (client) or at one port of its own (server)."""
+    """What one service does to one endpoint (client) or at one port of its own (server).
+
+    ``exchanges`` are requests with their responses, at most: in each connection the smaller of the data segments
+    sent and received. ``rtt_min`` is the shortest round-trip time of the last five minutes, ``location`` the
+    configured place of a client's endpoint, else empty.
+    """
 
     service: str
     container: str
@@ -72,6 +68,10 @@ class EndpointRow(Traffic, frozen=True, kw_only=True):
     failures: dict[str, int] | None
     failure_rate: float | None
     handshake: Distribution | None
+    exchanges: int | None = None
+    exchange_rate: float | None = None
+    rtt_min: float | None = None
+    location: str = ""
     responses: None = None
     response: None = None
     requests_per_connection: None = None
@@ -99,6 +99,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     cpus: int
     uptime: float
+    resources: NodeResources | None = None
 
 
 class MapHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,8 +172,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     node: Node
     services: tuple[ServiceRow, ...]
     endpoints: tuple[EndpointRow, ...]
-    ports: None = None
-    disks: None = None
+    resources: tuple[ResourceRow, ...] | None = None
+    ports: tuple[PortsRow, ...] | None = None
+    listeners: tuple[ListenerRow, ...] | None = None
+    namespaces: tuple[NamespaceRow, ...] | None = None
+    disks: tuple[DiskRow, ...] | None = None
+    service_disks: tuple[ServiceDiskRow, ...] | None = None
 
 
 class View(Snapshot, frozen=True, kw_only=True):
@@ -180,5 +185,5 @@ class View(Snapshot, frozen=True, kw_only=True):
 
     sources: None = None
     pools: None = None
-    findings: None = None
+    findings: tuple[Finding, ...] | None = None
     health: Health

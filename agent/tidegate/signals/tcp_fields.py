@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tidegate.kernel import layouts
-from tidegate.model.fields import Field, Kind, Role
+from tidegate.model.fields import Field, Kind, Table
 
 FAILURES = tuple(f.name.lower() for f in layouts.TcpFailure if f is not layouts.TcpFailure.COUNT)
 CLOSERS = tuple(c.name.lower() for c in layouts.TcpCloser if c is not layouts.TcpCloser.COUNT)
@@ -74,27 +74,15 @@ RTT = Histogram(
     tuple(1 << exponent for exponent in (14, 16, 18, 20, 22, 23, 24, 25, 26, 28, 30)),  # 16 us to 1 s
 )
 HISTOGRAMS = (HANDSHAKE, DURATION, RTT)
-CLIENT, SERVER = frozenset({Role.CLIENT}), frozenset({Role.SERVER})
 
 
-BOTH = frozenset(Role)
+def _counter(name: str, metric: str, unit: str, text: str, label: str | None = None) -> Field:
+    return Field(name=name, metric=metric, kind=Kind.COUNTER, unit=unit, help=text, label=label)
 
 
-def _counter(
-    name: str, metric: str, unit: str, text: str, label: str | None = None, roles: frozenset[Role] = BOTH
-) -> Field:
-    return Field(name=name, metric=metric, kind=Kind.COUNTER, unit=unit, help=text, label=label, roles=roles)
-
-
-def _histogram(name: str, metric: str, histogram: Histogram, text: str, roles: frozenset[Role] = BOTH) -> Field:
+def _histogram(name: str, metric: str, histogram: Histogram, text: str) -> Field:
     return Field(
-        name=name,
-        metric=metric,
-        kind=Kind.HISTOGRAM,
-        unit="seconds",
-        help=text,
-        bounds=histogram.seconds,
-        roles=roles,
+        name=name, metric=metric, kind=Kind.HISTOGRAM, unit="seconds", help=text, bounds=histogram.seconds
     )
 
 
@@ -104,14 +92,12 @@ FIELDS = (
         "tcp_connects_total",
         "connections",
         "Connections that the service began to open (SYN to be sent).",
-        roles=CLIENT,
     ),
     _counter(
         "accepts",
         "tcp_accepts_total",
         "connections",
         "Connections that clients opened to a port of the service.",
-        roles=SERVER,
     ),
     _counter(
         "established",
@@ -126,7 +112,6 @@ FIELDS = (
         "Connections that came to nothing, by reason; reset: established, then reset by the peer before it had "
         "sent a byte.",
         label="reason",
-        roles=CLIENT,
     ),
     Field(
         name="open",
@@ -149,7 +134,6 @@ FIELDS = (
         "tcp_handshake_seconds",
         HANDSHAKE,
         "From the first SYN to the established connection, retransmits included.",
-        roles=CLIENT,
     ),
     _histogram(
         "duration",
@@ -203,3 +187,5 @@ FIELDS = (
         label="direction",
     ),
 )
+
+TABLE = Table(name="endpoints", labels=("service", "container", "role", "endpoint", "name"), fields=FIELDS)

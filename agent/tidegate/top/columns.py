@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tidegate.model.snapshot import Distribution, EndpointRow, ServiceRow
+from tidegate.model.histogram import Distribution
+from tidegate.model.snapshot import EndpointRow, ServiceRow
 
 Row = ServiceRow | EndpointRow
 MISSING = "-"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node and each service have of CPU and memory, and what they lack."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Pressure(msgspec.Struct, frozen=True, kw_only=True):
+    """Stalls for want of one resource (PSI): of some tasks, and of all of them at once.
+
+    Seconds since the start of the node (or cgroup), shares of the last interval.
+    """
+
+    some_seconds: float
+    some: float | None
+    full_seconds: float | None
+    full: float | None
+
+
+class Executable(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that a service runs: what it is called (nginx, haproxy, envoy, python, java, node, go ...).
+
+    ``version`` is None where the file doesn't tell.
+    """
+
+    name: str
+    version: str | None
+    path: str
+
+
+class ResourceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """CPU and memory of one service.
+
+    ``cpu`` is how many CPUs it took in the last interval, ``cpu_limit`` how many it may take. ``throttled`` is the
+    share of the limit's periods of the last interval in which it was stopped. ``memory_working_set`` is memory
+    without what the kernel can take back at once. ``oom_kills`` counts its processes that the kernel has killed
+    since the agent's start. What a host doesn't count is None; a limit that isn't set is None too.
+    """
+
+    service: str
+    container: str
+    cgroup: str
+    cpu_seconds: float | None
+    cpu: float | None
+    cpu_limit: float | None
+    throttled_seconds: float | None
+    throttled: float | None
+    memory: int | None
+    memory_working_set: int | None
+    memory_limit: int | None
+    oom_kills: int
+    pressure: dict[str, Pressure] | None
+    executables: tuple[Executable, ...]
+
+
+class NodeResources(msgspec.Struct, frozen=True, kw_only=True):
+    """The same of the whole node.
+
+    ``steal`` is the share of its CPU time that the hypervisor gave to others in the last interval; None on bare
+    metal. ``pressure`` is by resource: cpu, memory, io; None where the kernel keeps none.
+    """
+
+    cpu: float | None
+    steal: float | None
+    steal_seconds: float | None
+    memory_total: int | None
+    memory_available: int | None
+    oom_kills: int
+    pressure: dict[str, Pressure] | None

@@ -121,6 +121,10 @@ _LOSSES = {
         "retransmits that this host's kernel showed to no program were counted later, so their kind is a guess",
         "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
     ),
+    "tcp_ports_full": (
+        "sockets whose local port found no place in the table of ports, at each read anew",
+        "raise signals.ports.max_rows",
+    ),
     "rows_folded": (
         "idle rows were folded into 'other' to make room",
         "raise services.max_rows or services.max_endpoints",

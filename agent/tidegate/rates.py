@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ _ROLES = (Role.CLIENT, Role.SERVER)
 _SYNACK = Counter.RETRANSMITS + RETRANSMITS.index("synack")
 
 
+def _nowhere(_: str) -> str:
+    return ""
+
+
 def _order(key: RowKey) -> tuple[Service, Role, str]:
     return key.service, key.role, key.endpoint
 
@@ -45,9 +50,13 @@ class Summed(NamedTuple):
 
 
 class Rates:
-    """Builds snapshots of one sample after the other; what has not changed for two of them is not built again."""
+    """Builds snapshots of one sample after the other; what has not changed for two of them is not built again.
 
-    def __init__(self) -> None:
+    ``location_of`` names the place of an endpoint, or returns an empty string.
+    """
+
+    def __init__(self, location_of: Callable[[str], str] = _nowhere) -> None:
+        self._location_of = location_of
         self._before: Sample = {}
         self._order: list[RowKey] = []
         self._idle: dict[RowKey, EndpointRow] = {}
@@ -77,7 +86,8 @@ class Rates:
     def _endpoint(self, key: RowKey, now: Row, interval: float, is_changed: bool) -> EndpointRow:
         if not is_changed and key in self._idle:
             return self._idle[key]
-        return endpoint_row(key, Change(self._before.get(key, _EMPTY), now, interval))
+        location = self._location_of(key.endpoint) if key.role is Role.CLIENT else ""
+        return endpoint_row(key, Change(self._before.get(key, _EMPTY), now, interval), location)
 
     def _service(
         self, keys: list[RowKey], now: Sample, interval: float, changed: set[RowKey]
@@ -147,6 +157,8 @@ def traffic(change: Change) -> dict[str, Any]:
         "received_rate": change.rate(Counter.RECEIVED_BYTES),
         "segments_sent": change.count(Counter.SEGMENTS_SENT),
         "segments_received": change.count(Counter.SEGMENTS_RECEIVED),
+        "exchanges": change.count(Counter.EXCHANGES),
+        "exchange_rate": change.rate(Counter.EXCHANGES),
         "retransmits": change.counts(Counter.RETRANSMITS, RETRANSMITS),
         "retransmit_rate": change.rate(Counter.RETRANSMITS, len(RETRANSMITS)),
         "retransmit_ratio": again / sent if sent else None,
@@ -154,7 +166,7 @@ def traffic(change: Change) -> dict[str, Any]:
     }
 
 
-def endpoint_row(key: RowKey, change: Change) -> EndpointRow:
+def endpoint_row(key: RowKey, change: Change, location: str = "") -> EndpointRow:
     """Build one row; what its role doesn't have is None."""
     client = key.role is Role.CLIENT
     return EndpointRow(
@@ -171,6 +183,8 @@ def endpoint_row(key: RowKey, change: Change) -> EndpointRow:
         failures=change.counts(Counter.FAILURES, FAILURES) if client else None,
         failure_rate=change.rate(Counter.FAILURES, len(FAILURES)) if client else None,
         handshake=change.distribution(HANDSHAKE) if client else None,
+        rtt_min=change.now.rtt_min_us / 1e6 if change.now.rtt_min_us else None,
+        location=location,
         **traffic(change),
     )
 

@@ -29,13 +29,16 @@ class Row(NamedTuple):
 
     counters: tuple[int, ...]
     histograms: tuple[Mapping[int, int], ...]
+    #: The shortest round trip of the last interval that had one, in us; 0 before the first.
+    rtt_min_us: int = 0
 
-    def plus(self, counters: tuple[int, ...], histograms: tuple[Mapping[int, int], ...]) -> Row:
-        """Return the sum as a new row."""
-        pairs = zip(self.histograms, histograms, strict=True)
+    def plus(self, added: Row) -> Row:
+        """Return the sum with a later row as a new one."""
+        pairs = zip(self.histograms, added.histograms, strict=True)
         return Row(
-            tuple(map(add, self.counters, counters)),
+            tuple(map(add, self.counters, added.counters)),
             tuple(histogram.add(a, b) if b else a for a, b in pairs),
+            added.rtt_min_us or self.rtt_min_us,
         )
 
     @property
@@ -78,10 +81,14 @@ class Totals:
 
     def add(self, records: Iterable[Record], service_of: Callable[[int], Service], now: float) -> None:
         """Add what was counted since the last time; ``now`` is monotonic seconds."""
+        shortest: dict[RowKey, int] = {}
         for record in records:
             service = OTHER if record.cgroup is None else service_of(record.cgroup)
             key = self._place(RowKey(service, record.role, record.endpoint))
-            self._sum(key, record.counters, record.histograms)
+            # Several records of one row, as of several cgroups, are of the same interval.
+            if record.rtt_min_us:
+                shortest[key] = min(record.rtt_min_us, shortest.get(key, record.rtt_min_us))
+            self._sum(key, Row(record.counters, record.histograms, shortest.get(key, 0)))
             self._touched[key] = now
 
     def recount(self, open_connections: Mapping[RowKey, int]) -> None:
@@ -100,7 +107,7 @@ class Totals:
             if more:
                 counters = [0] * COUNTERS
                 counters[Counter.ADOPTED if more > 0 else Counter.CLOSED] = abs(more)
-                self._sum(key, tuple(counters), ({},) * len(HISTOGRAMS))
+                self._sum(key, Row(tuple(counters), ({},) * len(HISTOGRAMS)))
 
     def sample(self) -> Sample:
         """Return the totals of this moment; later additions don't change it."""
@@ -110,14 +117,14 @@ class Totals:
         """Rows that count against the limit: all but those of ``other``."""
         return len(self._rows) - sum(RowKey(OTHER, role, OTHER_ENDPOINT) in self._rows for role in Role)
 
-    def _sum(self, key: RowKey, counters: tuple[int, ...], histograms: tuple[Mapping[int, int], ...]) -> None:
+    def _sum(self, key: RowKey, added: Row) -> None:
         row = self._rows.get(key)
         if row is None:
-            self._rows[key] = Row(counters, histograms)
+            self._rows[key] = added
             group = (key.service, key.role)
             self._endpoints[group] = self._endpoints.get(group, 0) + 1
         else:
-            self._rows[key] = row.plus(counters, histograms)
+            self._rows[key] = row.plus(added)
 
     def _place(self, key: RowKey) -> RowKey:
         if key in self._rows or key.service == OTHER:
@@ -143,7 +150,7 @@ class Totals:
             del self._rows[key], self._touched[key]
             self._forget(key)
             target = self._other(key)
-            self._sum(target, row.counters, row.histograms)
+            self._sum(target, row)
             self._touched.setdefault(target, now)
             self.folded += 1
             self.is_short = True

@@ -38,14 +38,59 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct ns_common {
+	__u32 inum;
+};
+
+struct local_ports {
+	__u32 range; /* high << 16 | low */
+};
+
+/* Before 6.8 (41db7626b732 "inet: returns a bool from inet_sk_get_local_port_range()" and its series) */
+struct local_ports___pair {
+	int range[2];
+};
+
+struct netns_ipv4 {
+	struct local_ports ip_local_ports;
+	unsigned long *sysctl_local_reserved_ports; /* a bit for each port */
+	__u8 sysctl_tcp_tw_reuse;
+	__u32 sysctl_tcp_tw_reuse_delay; /* ms, since 6.14 */
+};
+
+struct netns_ipv4___pair {
+	struct local_ports___pair ip_local_ports;
+};
+
+struct netns_core {
+	int sysctl_somaxconn;
+};
+
+struct net {
+	struct ns_common ns;
+	struct netns_core core;
+	struct netns_ipv4 ipv4;
+};
+
+struct net___pair {
+	struct netns_ipv4___pair ipv4;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
 	__be16 skc_dport;
 	__u16 skc_num;
 	__u16 skc_family;
 	volatile unsigned char skc_state;
 	unsigned long skc_flags;
 	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+	possible_net_t skc_net;
 };
 
 struct sk_buff {
@@ -95,6 +140,11 @@ struct sock {
 	__u8 sk_shutdown;
 	int sk_err;
 	int sk_err_soft;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
+	struct {
+		int counter;
+	} sk_drops;
 	struct sk_buff_head sk_error_queue;
 	struct sock_cgroup_data sk_cgrp_data;
 };
@@ -106,6 +156,7 @@ struct inet_sock {
 
 struct inet_bind_bucket {
 	signed char fastreuse;
+	signed char fastreuseport;
 };
 
 struct inet_connection_sock {
@@ -115,9 +166,19 @@ struct inet_connection_sock {
 	__u8 icsk_pending;
 };
 
+struct minmax_sample {
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
+};
+
 struct tcp_sock {
 	__u32 segs_in;
 	__u32 segs_out;
+	__u32 data_segs_in;
+	__u32 data_segs_out;
 	__u64 bytes_received;
 	__u64 bytes_acked;
 	__u64 bytes_sent; /* retransmits included, and what never left */
@@ -125,9 +186,22 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
-	__u32 srtt_us; /* eight times the smoothed round-trip time */
+	__u32 srtt_us;         /* eight times the smoothed round-trip time */
+	struct minmax rtt_min; /* us; ~0 where none was measured */
 	__u32 total_retrans;
 	__u64 tcp_clock_cache; /* CLOCK_MONOTONIC in ns when the segment at hand came in */
+};
+
+struct inet_timewait_sock {
+	struct sock_common __tw_common;
+	__u32 tw_entry_stamp; /* ms, since 6.14 (ca6a6f93867a "tcp: add TCP_RFC7323_TW_PAWS drop reason" and
+				 its series) */
+	struct inet_bind_bucket *tw_tb;
+};
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+	int tw_ts_recent_stamp; /* s; 0 where the connection had no timestamps */
 };
 
 struct seq_file;
@@ -158,6 +232,7 @@ enum tcp_state {
 	TCP_SYN_RECV = 3,
 	TCP_FIN_WAIT1 = 4,
 	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
 	TCP_CLOSE_WAIT = 8,
 	TCP_LAST_ACK = 9,

@@ -64,7 +64,8 @@ enum tcp_loss {
 	TCP_LOSS_END_UNSEEN =
 	    3, /* ends that were not seen at all: what came since the last walk is missing */
 	TCP_LOSS_RETRANSMITS_UNSEEN = 4, /* retransmits that no program saw: counted, their kind is a guess */
-	TCP_LOSS_COUNT = 5,
+	TCP_LOSS_PORTS_FULL = 5, /* sockets whose port found no place in tcp_ports, at every walk anew */
+	TCP_LOSS_COUNT = 6,
 };
 
 /* The listening side of a connection: the remote address for a client; only the local port for a
@@ -97,10 +98,15 @@ struct tcp_counts {
 	__u64 received_bytes; /* payload, in order */
 	__u64 segments_sent;  /* all that the socket sent, retransmits included */
 	__u64 segments_received;
+	__u64 exchanges; /* requests with their responses, at most: of each connection the smaller of the data
+			  * segments sent and received */
 	/* sums over the histograms */
 	__u64 handshake_ns;
 	__u64 duration_ns;
 	__u64 rtt_ns;
+	/* not counts: */
+	__u32 rtt_min_us;                 /* the shortest round trip; 0 where none was measured */
+	__u32 netns;                      /* inode of the network namespace of one of the connections */
 	__u32 handshake[HANDSHAKE_SLOTS]; /* client: SYN sent to established */
 	__u32 duration[DURATION_SLOTS];   /* established to closed */
 	__u32 rtt[RTT_SLOTS];             /* smoothed round-trip time, sampled at walks and at the end */

@@ -42,6 +42,7 @@ static void begin_here(struct tcp_socket *socket, const struct sock *sk, const s
 	socket->received = now.received;
 	socket->segments_sent = now.segments_sent;
 	socket->segments_received = now.segments_received;
+	socket->exchanges = now.exchanges;
 	if ((sk->sk_shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK) { /* the service has closed it already */
 		socket->connection.closed_ns = socket->began_ns;
 		socket->connection.noted |= EVENT_CLOSED;
@@ -62,6 +63,7 @@ static struct tcp_socket *adopt(const struct sock *sk, const struct tcp_sock *tp
 	socket->retransmits = tp->total_retrans;
 	note_ports(socket, sk);
 	socket->connection.key.cgroup = socket_cgroup(sk);
+	socket->connection.netns = netns_of(sk);
 	if (connected)
 		remote_endpoint(sk, &socket->connection.key);
 	else

@@ -34,6 +34,13 @@ static __always_inline int is_client(const struct tcp_connection *connection)
 	return connection->key.role == TCP_ROLE_CLIENT;
 }
 
+/* A request or a response takes a data segment at least, so there were no more of either than of the fewer.
+ */
+static __always_inline __u32 exchanges_of(__u32 data_segments_sent, __u32 data_segments_received)
+{
+	return data_segments_sent < data_segments_received ? data_segments_sent : data_segments_received;
+}
+
 /* Of a socket that holds still, as in its own events. The peer's FIN counts as a byte in bytes_received
  * (tcp_rcv_nxt_update()).
  */
@@ -46,7 +53,9 @@ static __always_inline void read_progress(struct progress *now, const struct tcp
 	now->received = tp->bytes_received - (common->skc_flags >> SOCK_DONE & 1);
 	now->segments_sent = tp->segs_out;
 	now->segments_received = tp->segs_in;
+	now->exchanges = exchanges_of(tp->data_segs_out, tp->data_segs_in);
 	now->srtt_us = tp->srtt_us >> 3;
+	now->rtt_min_us = tp->rtt_min.s[0].v;
 	now->retransmits = tp->total_retrans;
 }
 
@@ -81,7 +90,9 @@ static __always_inline void probe_progress(struct progress *now, const struct tc
 	now->received -= may_be_fin;
 	now->segments_sent = BPF_CORE_READ(tp, segs_out);
 	now->segments_received = BPF_CORE_READ(tp, segs_in);
+	now->exchanges = exchanges_of(BPF_CORE_READ(tp, data_segs_out), BPF_CORE_READ(tp, data_segs_in));
 	now->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
+	now->rtt_min_us = BPF_CORE_READ(tp, rtt_min.s[0].v);
 	now->retransmits = BPF_CORE_READ(tp, total_retrans);
 }
 
@@ -94,6 +105,7 @@ struct difference {
 	__u64 received;
 	__u32 segments_sent;
 	__u32 segments_received;
+	__u32 exchanges;
 	__u32 events; /* enum event */
 };
 
@@ -124,6 +136,7 @@ static __always_inline int take(struct tcp_socket *socket, __u64 sk, __u64 began
 		ADVANCE(received, now->received, __s64);
 		ADVANCE(segments_sent, now->segments_sent, __s32);
 		ADVANCE(segments_received, now->segments_received, __s32);
+		ADVANCE(exchanges, now->exchanges, __s32);
 		news->connection = socket->connection;
 		socket->last = *now;
 		news->events = news->connection.noted & ~socket->counted & ~EVENT_ENDED;
@@ -185,6 +198,7 @@ static __always_inline int count_progress(struct tcp_socket *socket, __u64 sk, _
 		socket->connection.in_other = 1;
 	if (!counts)
 		return 1;
+	counts->netns = news.connection.netns;
 	if (news.events)
 		count_events(counts, &news.connection, news.events);
 	if (news.sent)
@@ -193,9 +207,14 @@ static __always_inline int count_progress(struct tcp_socket *socket, __u64 sk, _
 		add(&counts->received_bytes, news.received);
 	if (news.segments_sent)
 		add(&counts->segments_sent, news.segments_sent);
+	if (news.exchanges)
+		add(&counts->exchanges, news.exchanges);
 	if (news.segments_received) {
 		add(&counts->segments_received, news.segments_received);
 		if (now->srtt_us) {
+			/* Two at once may leave the longer of their times: until the next walk. */
+			if (!counts->rtt_min_us || now->rtt_min_us < counts->rtt_min_us)
+				counts->rtt_min_us = now->rtt_min_us;
 			ns = (__u64)now->srtt_us * NS_PER_US;
 			add(&counts->rtt_ns, ns);
 			histogram_add(counts->rtt, ns, RTT_SHIFT, RTT_SLOTS);

@@ -40,11 +40,12 @@ struct tcp_connection {
 	__u64 syn_ns; /* client: the connect began; 0 if that was not seen */
 	__u64 established_ns;
 	__u64 closed_ns;
+	__u32 netns;  /* inode of the network namespace */
 	__u16 noted;  /* enum event */
 	__u8 closer;  /* enum tcp_closer */
 	__u8 failure; /* enum tcp_failure */
 	__u8 in_other;
-	__u8 pad[3];
+	__u8 pad[7];
 };
 
 /* How far it has come. */
@@ -54,6 +55,8 @@ struct progress {
 	__u32 segments_sent;
 	__u32 segments_received;
 	__u32 srtt_us;
+	__u32 rtt_min_us;
+	__u32 exchanges;
 	__u32 retransmits;
 };
 
@@ -79,6 +82,8 @@ struct tcp_socket {
 	__u16 gone;
 	__u32 segments_sent;
 	__u32 segments_received;
+	__u32 exchanges;
+	__u32 pad2;
 	__u64 sent;
 	__u64 received;
 };
@@ -130,6 +135,11 @@ static __always_inline void show_to_walks(struct tcp_socket *socket, const struc
 	bpf_spin_lock(&socket->lock);
 	socket->sk = (__u64)sk;
 	bpf_spin_unlock(&socket->lock);
+}
+
+static __u32 netns_of(const struct sock *sk)
+{
+	return sk->__sk_common.skc_net.net->ns.inum;
 }
 
 /* By its ports the walk tells whether the socket is still there. */

@@ -138,10 +138,12 @@ static int connecting(struct sock *sk, enum pass pass)
 	}
 	socket->connection.syn_ns = socket->began_ns = bpf_ktime_get_ns();
 	socket->connection.key.cgroup = socket_cgroup(sk);
+	socket->connection.netns = netns_of(sk);
 	remote_endpoint(sk, &socket->connection.key);
 	/* Of the connects before, where the socket is used again. */
 	socket->segments_sent = socket->segs_out = tp->segs_out;
 	socket->segments_received = tp->segs_in;
+	socket->exchanges = exchanges_of(tp->data_segs_out, tp->data_segs_in);
 	socket->retransmits = tp->total_retrans;
 	socket->remote_port = sk->__sk_common.skc_dport;
 	socket->source_port = ((struct inet_sock *)tp)->inet_sport;
@@ -185,6 +187,7 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 	socket->connection.established_ns = socket->began_ns = now;
 	note_ports(socket, sk);
 	socket->connection.key.cgroup = socket_cgroup(sk);
+	socket->connection.netns = netns_of(sk);
 	local_endpoint(sk, &socket->connection.key);
 	socket->retransmits = tp->total_retrans; /* those of the SYN-ACK */
 	inherit_synacks(&socket->connection.key, socket->retransmits);

@@ -25,7 +25,15 @@ DATA = Path(__file__).parent / "data"
 
 def recorded() -> dict[tuple[Role, str], Counts]:
     keys, values = ((DATA / f"tcp_rows.{part}").read_bytes() for part in ("keys", "values"))
-    return {(r.role, r.endpoint): (r.counters, r.histograms) for r in Decoder().records(keys, values)}
+    records = list(Decoder().records(keys, values))
+    assert {(r.endpoint, r.rtt_min_us) for r in records if r.rtt_min_us} == {
+        ("127.0.0.1:18080", 5),
+        ("[::1]:18081", 16),
+        (":18080", 14),
+        (":18081", 10),
+    }
+    assert {r.netns for r in records} == {4026531833}
+    return {(r.role, r.endpoint): (r.counters, r.histograms) for r in records}
 
 
 def test_recorded_rows() -> None:
@@ -41,8 +49,9 @@ def test_recorded_rows() -> None:
     assert counters[: Counter.FAILURES] == (4, 4, 0, 3)
     assert counters[Counter.CLOSES + CLOSERS.index("local")] == 3
     assert counters[Counter.SENT_BYTES : Counter.SEGMENTS_SENT] == (300, 3000)
-    assert counters[Counter.HANDSHAKE_NS] == 54080
-    assert handshake == {9: 1, 12: 1, 15: 2}
+    assert counters[Counter.EXCHANGES] == 3
+    assert counters[Counter.HANDSHAKE_NS] == 105649
+    assert handshake == {17: 2, 18: 1, 26: 1}
     assert duration == {49: 3}
     assert counters[Counter.DURATION_NS] / 3 == pytest.approx(0.02e9, rel=0.1)
     assert sum(rtt.values()) == 4
@@ -87,7 +96,7 @@ def test_difference_where_a_slot_wraps_to_nothing() -> None:
 def value(numbers: range, slots: dict[int, int]) -> bytes:
     """Return a ``struct tcp_counts`` with these counters, and counts at these places of its histograms' slots."""
     all_slots = [slots.get(place, 0) for place in range(sum(h.slots for h in HISTOGRAMS))]
-    return struct.pack(f"<{COUNTERS}Q{len(all_slots)}I", *numbers, *all_slots)
+    return struct.pack(f"<{COUNTERS}Q2I{len(all_slots)}I", *numbers, 7, 8, *all_slots)
 
 
 def test_counters_stand_where_their_names_say() -> None:
@@ -99,7 +108,7 @@ def test_counters_stand_where_their_names_say() -> None:
         if name in names:
             first = found if isinstance(found, int) else int.from_bytes(found[:8], "little")
             assert first == names[name], name
-    assert set(counts._fields) - set(names) == {"handshake", "duration", "rtt"}
+    assert set(counts._fields) - set(names) == {"rtt_min_us", "netns", "handshake", "duration", "rtt"}
 
 
 def test_histograms_of_many_rows_keep_apart() -> None:

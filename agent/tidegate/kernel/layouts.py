@@ -54,7 +54,8 @@ class TcpLoss(IntEnum):
     LATE = 2
     END_UNSEEN = 3
     RETRANSMITS_UNSEEN = 4
-    COUNT = 5
+    PORTS_FULL = 5
+    COUNT = 6
 
 
 class TcpReset(IntEnum):
@@ -102,15 +103,18 @@ class TcpCounts(NamedTuple):
     received_bytes: int
     segments_sent: int
     segments_received: int
+    exchanges: int
     handshake_ns: int
     duration_ns: int
     rtt_ns: int
+    rtt_min_us: int
+    netns: int
     handshake: bytes
     duration: bytes
     rtt: bytes
 
 
-TCP_COUNTS = Struct("<QQQQ64s24s40s16sQQQQQQQ800s960s736s")
+TCP_COUNTS = Struct("<QQQQ64s24s40s16sQQQQQQQQII800s960s736s")
 TCP_COUNTS_FAILURES = Struct("<8Q")
 TCP_COUNTS_CLOSES = Struct("<3Q")
 TCP_COUNTS_RETRANSMITS = Struct("<5Q")

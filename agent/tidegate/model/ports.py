@@ -18,7 +18,7 @@ class Method(StrEnum):
 class PortsRow(msgspec.Struct, frozen=True, kw_only=True):
     """The local ports that one service holds towards one upstream from one source address.
 
-    ``namespace`` is the inode of the network namespace, ``endpoint`` the upstream's ``ip:port``. ``used`` counts
+    ``netns`` is the inode of the network namespace, ``endpoint`` the upstream's ``ip:port``. ``used`` counts
     sockets of every state, ``time_wait`` those of them in TIME_WAIT, of which ``reusable`` may be taken by a new
     connection already (tcp_tw_reuse). ``limit`` is what connect() may choose from; ``shared`` how much of it all
     services of the namespace hold towards that upstream. ``exhausted`` counts connects that found no port since
@@ -28,7 +28,7 @@ class PortsRow(msgspec.Struct, frozen=True, kw_only=True):
     many seconds: 0 is now, None never. Both are None where that is not known yet.
     """
 
-    namespace: int
+    netns: int
     service: str
     container: str
     source: str
@@ -59,7 +59,7 @@ class ListenerRow(msgspec.Struct, frozen=True, kw_only=True):
     ``somaxconn``. ``drops`` are SYNs and connections that the socket has dropped since it listens.
     """
 
-    namespace: int
+    netns: int
     service: str
     container: str
     endpoint: str
@@ -78,7 +78,7 @@ class NamespaceRow(msgspec.Struct, frozen=True, kw_only=True):
     module isn't loaded. ``services`` are those that have sockets in it.
     """
 
-    namespace: int
+    netns: int
     services: tuple[str, ...]
     range_low: int | None
     range_high: int | None

@@ -13,7 +13,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     ``cgroup`` is the cgroup2 id, None for what the kernel could not attribute (its table was full).
     ``counters`` and ``histograms`` are in the order in which the signal declares them; a histogram maps a slot
-    to its count. No part of it refers back to it, so the garbage collector need not look at it.
+    to its count. ``rtt_min_us`` is the shortest round trip, 0 where none was measured; ``netns`` the inode of the
+    network namespace of one of the connections, 0 where there was none. No part of it refers back to it, so the
+    garbage collector need not look at it.
     """
 
     cgroup: int | None
@@ -21,3 +23,5 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     endpoint: str
     counters: tuple[int, ...]
     histograms: tuple[dict[int, int], ...]
+    rtt_min_us: int = 0
+    netns: int = 0

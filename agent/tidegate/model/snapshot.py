@@ -20,9 +20,10 @@ from tidegate.model.resources import NodeResources, ResourceRow
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """What the connections of a row did, whichever side opened them.
 
-    ``closes`` counts by who was first, ``retransmits`` segments by what caused them. ``retransmit_ratio`` is the
-    share of the segments sent in the interval that were retransmits, SYN-ACKs left out, which no connection
-    sends; None if nothing was sent.
+    ``exchanges`` are requests with their responses, at most: in each connection the smaller of the data segments
+    sent and received. ``closes`` counts by who was first, ``retransmits`` segments by what caused them.
+    ``retransmit_ratio`` is the share of the segments sent in the interval that were retransmits, SYN-ACKs left
+    out, which no connection sends; None if nothing was sent.
     """
 
     open: int
@@ -35,6 +36,8 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     received_rate: float
     segments_sent: int
     segments_received: int
+    exchanges: int
+    exchange_rate: float
     retransmits: dict[str, int]
     retransmit_rate: float
     retransmit_ratio: float | None
@@ -50,8 +53,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 class EndpointRow(Traffic, frozen=True, kw_only=True):
     """What one service does to one endpoint (client) or at one port of its own (server).
 
-    ``exchanges`` are requests with their responses, at most: in each connection the smaller of the data segments
-    sent and received. ``rtt_min`` is the shortest round-trip time of the last five minutes, ``location`` the
+    ``rtt_min`` is the shortest round-trip time of the last five minutes, ``location`` the
     configured place of a client's endpoint, else empty.
     """
 
@@ -68,10 +70,8 @@ class EndpointRow(Traffic, frozen=True, kw_only=True):
     failures: dict[str, int] | None
     failure_rate: float | None
     handshake: Distribution | None
-    exchanges: int | None = None
-    exchange_rate: float | None = None
-    rtt_min: float | None = None
-    location: str = ""
+    rtt_min: float | None
+    location: str
     responses: None = None
     response: None = None
     requests_per_connection: None = None

@@ -28,6 +28,7 @@ _IN_ORDER = ("x86_64", "i686")
 BATCH = 256
 _ROLES = {layouts.TcpRole.CLIENT: Role.CLIENT, layouts.TcpRole.SERVER: Role.SERVER}
 _COUNTERS = Struct(f"<{COUNTERS}Q")
+_LEVELS = Struct("<2I")
 
 Counts = tuple[tuple[int, ...], tuple[dict[int, int], ...]]
 
@@ -49,13 +50,15 @@ class Decoder:
     """Turns the bytes of keys and values, each one after the other, into records."""
 
     def __init__(self) -> None:
-        self._histograms = SparseHistograms(_COUNTERS.size, [h.slots for h in HISTOGRAMS], BATCH)
+        self._histograms = SparseHistograms(_COUNTERS.size + _LEVELS.size, [h.slots for h in HISTOGRAMS], BATCH)
 
     def records(self, keys: Any, values: Any) -> Iterator[Record]:
         """Decode a batch of at most ``BATCH`` rows."""
         rows = zip(layouts.TCP_KEY.iter_unpack(keys), self.counts(values), strict=True)
-        for (cgroup, address, port, role, family, _), (counters, histograms) in rows:
-            yield Record(cgroup, _ROLES[role], endpoint_text(role, family, address, port), counters, histograms)
+        for i, ((cgroup, address, port, role, family, _), (counters, histograms)) in enumerate(rows):
+            levels = _LEVELS.unpack_from(values, i * layouts.TCP_COUNTS.size + _COUNTERS.size)
+            endpoint = endpoint_text(role, family, address, port)
+            yield Record(cgroup, _ROLES[role], endpoint, counters, histograms, *levels)
 
     def counts(self, values: Any) -> Iterator[Counts]:
         """Decode the values of a batch: each ``struct tcp_counts`` as (counters, histograms)."""

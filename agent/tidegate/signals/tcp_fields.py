@@ -30,9 +30,10 @@ class Counter(IntEnum):
     RECEIVED_BYTES = SENT_BYTES + 1
     SEGMENTS_SENT = SENT_BYTES + 2
     SEGMENTS_RECEIVED = SENT_BYTES + 3
-    HANDSHAKE_NS = SENT_BYTES + 4
-    DURATION_NS = SENT_BYTES + 5
-    RTT_NS = SENT_BYTES + 6
+    EXCHANGES = SENT_BYTES + 4
+    HANDSHAKE_NS = SENT_BYTES + 5
+    DURATION_NS = SENT_BYTES + 6
+    RTT_NS = SENT_BYTES + 7
 
 
 COUNTERS = Counter.RTT_NS + 1
@@ -147,6 +148,20 @@ FIELDS = (
         RTT,
         "Smoothed round-trip time, one sample at each read for each connection that received something, and one "
         "at its end.",
+    ),
+    Field(
+        name="rtt_min",
+        metric="tcp_rtt_min_seconds",
+        kind=Kind.GAUGE,
+        unit="seconds",
+        help="Shortest round-trip time of the last five minutes, of the connections that last received something.",
+    ),
+    _counter(
+        "exchanges",
+        "tcp_exchanges_total",
+        "exchanges",
+        "Requests with their responses, at most: of each connection the smaller of the data segments sent and "
+        "received.",
     ),
     _counter(
         "sent_bytes",

@@ -111,6 +111,13 @@ int tcp_walk(struct bpf_iter__bpf_map_elem *ctx)
 	return on_entry(ctx);
 }
 
+/* Counts the ports of open connections, where the kernel refuses the walk. */
+SEC("iter/bpf_map_elem")
+int tcp_ports_walk(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return on_port(ctx);
+}
+
 /* Lists what is open, a struct tcp_key for each connection. */
 SEC("iter/bpf_map_elem")
 int tcp_open(struct bpf_iter__bpf_map_elem *ctx)

@@ -3,6 +3,7 @@
  * the agent's layouts are generated.
  */
 #include "include/cgroup.h"
+#include "include/ports.h"
 #include "include/tcp.h"
 
 enum histogram *histogram;
@@ -18,3 +19,8 @@ enum cgroup_limit *cgroup_limit;
 struct tcp_key *tcp_key;
 struct tcp_counts *tcp_counts;
 struct cgroup_event *cgroup_event;
+struct ports_key *ports_key;
+struct ports_waiting *ports_waiting;
+struct ports_namespace *ports_namespace;
+struct ports_listener_key *ports_listener_key;
+struct ports_listener *ports_listener;

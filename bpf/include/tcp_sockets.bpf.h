@@ -6,6 +6,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_core_read.h>
 #include "cgroup.bpf.h"
+#include "endpoint.bpf.h"
 #include "kernel.bpf.h"
 #include "tcp.h"
 #include "tcp_rows.bpf.h"
@@ -180,23 +181,9 @@ static struct tcp_counts *row_of(struct tcp_connection *connection)
 
 static void remote_endpoint(const struct sock *sk, struct tcp_key *key)
 {
-	const struct sock_common *common = &sk->__sk_common;
-	const __be32 *v6 = common->skc_v6_daddr.in6_u.u6_addr32;
-
 	key->role = TCP_ROLE_CLIENT;
-	key->port = bpf_ntohs(common->skc_dport);
-	key->family = 4;
-	if (common->skc_family != AF_INET6) {
-		key->address[0] = common->skc_daddr;
-	} else if (!v6[0] && !v6[1] && v6[2] == bpf_htonl(0xffff)) { /* ::ffff:a.b.c.d */
-		key->address[0] = v6[3];
-	} else {
-		key->address[0] = v6[0];
-		key->address[1] = v6[1];
-		key->address[2] = v6[2];
-		key->address[3] = v6[3];
-		key->family = 6;
-	}
+	key->port = bpf_ntohs(sk->__sk_common.skc_dport);
+	key->family = remote_address(&sk->__sk_common, key->address);
 }
 
 static void local_endpoint(const struct sock *sk, struct tcp_key *key)

@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include "kernel.bpf.h"
 #include "tcp_adopt.bpf.h"
+#include "tcp_ports.bpf.h"
 #include "tcp_progress.bpf.h"
 #include "tcp_state.bpf.h"
 
@@ -74,6 +75,7 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 		probe_progress(&now, (const struct tcp_sock *)sk, is_client(&known->connection));
 		if (known->missed_ns)
 			known->missed_ns = 0;
+		count_port(sk, &known->connection);
 		break;
 	case PLACE_CLOSED:
 		probe_progress(&now, (const struct tcp_sock *)sk, is_client(&known->connection));
@@ -88,6 +90,24 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 		break;
 	}
 	count_progress(known, key, began_ns, &now, 0);
+	return 0;
+}
+
+/* Counts ports alone, where nothing walks. */
+static int on_port(struct bpf_iter__bpf_map_elem *ctx)
+{
+	const __u64 *address = ctx->key;
+	struct tcp_socket *known;
+	const struct sock *sk;
+	__u64 key;
+
+	if (!address)
+		return 0;
+	key = *address;
+	known = bpf_map_lookup_elem(&tcp_sockets, &key);
+	sk = (const struct sock *)key;
+	if (known && place_of(sk, known) == PLACE_SAME)
+		count_port(sk, &known->connection);
 	return 0;
 }
 

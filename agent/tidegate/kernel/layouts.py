@@ -90,6 +90,67 @@ CGROUP_EVENT = Struct("<QII1024s")
 CGROUP_EVENT_PATH = Struct("<1024B")
 
 
+class PortsKey(NamedTuple):
+    cgroup: int
+    source: bytes
+    address: bytes
+    netns: int
+    port: int
+    family: int
+    pad: int
+
+
+PORTS_KEY = Struct("<Q16s16sIHBB")
+PORTS_KEY_SOURCE = Struct("<4I")
+PORTS_KEY_ADDRESS = Struct("<4I")
+
+
+class PortsListener(NamedTuple):
+    backlog: int
+    limit: int
+    drops: int
+
+
+PORTS_LISTENER = Struct("<IIQ")
+
+
+class PortsListenerKey(NamedTuple):
+    cgroup: int
+    address: bytes
+    port: int
+    family: int
+    pad: bytes
+
+
+PORTS_LISTENER_KEY = Struct("<Q16sHB5s")
+PORTS_LISTENER_KEY_ADDRESS = Struct("<4I")
+PORTS_LISTENER_KEY_PAD = Struct("<5B")
+
+
+class PortsNamespace(NamedTuple):
+    read_ns: int
+    low: int
+    high: int
+    reserved: int
+    tw_reuse: int
+    tw_reuse_delay_ms: int
+    somaxconn: int
+    time_wait: int
+
+
+PORTS_NAMESPACE = Struct("<QHHIIIII")
+
+
+class PortsWaiting(NamedTuple):
+    sockets: int
+    timestamped: int
+    reusable: int
+    pad: int
+
+
+PORTS_WAITING = Struct("<IIII")
+
+
 class TcpCounts(NamedTuple):
     connects: int
     established: int

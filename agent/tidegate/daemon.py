@@ -167,4 +167,11 @@ def bounds_of(config: Config) -> Bounds:
     """Return how much a config lets the measurement keep."""
     rows, endpoints, idle = limits_of(config)
     tcp = config.signals.tcp
-    return Bounds(kernel_rows=tcp.max_rows, sockets=tcp.max_sockets, rows=rows, endpoints=endpoints, idle=idle)
+    return Bounds(
+        kernel_rows=tcp.max_rows,
+        sockets=tcp.max_sockets,
+        ports=config.signals.ports.max_rows,
+        rows=rows,
+        endpoints=endpoints,
+        idle=idle,
+    )

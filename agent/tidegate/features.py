@@ -125,6 +125,14 @@ _LOSSES = {
         "sockets whose local port found no place in the table of ports, at each read anew",
         "raise signals.ports.max_rows",
     ),
+    "ports_full": (
+        "upstreams, listeners or bound ports of a namespace found no place when it was visited",
+        "raise signals.ports.max_rows",
+    ),
+    "ports_rows_full": (
+        "rows of ports were too many and are left out, at each read anew",
+        "raise services.max_rows",
+    ),
     "rows_folded": (
         "idle rows were folded into 'other' to make room",
         "raise services.max_rows or services.max_endpoints",

@@ -21,15 +21,17 @@ from tidegate.identity.containers import ContainerNames
 from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
+from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
-from tidegate.signals import tcp_fields
+from tidegate.signals import ports_fields, tcp_fields
+from tidegate.signals.ports import PortsSignal
 from tidegate.signals.tcp import TcpSignal
 from tidegate.totals import RowKey, Totals
 
 log = logging.getLogger("tidegate")
 
 #: What is measured, a table for each part of the view.
-TABLES = (tcp_fields.TABLE,)
+TABLES = (tcp_fields.TABLE, *ports_fields.TABLES)
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     kernel_rows: int = 8192
     sockets: int = 65_536
+    ports: int = 4096
     rows: int = 2000
     endpoints: int = 200
     idle: float = 900.0
@@ -72,7 +75,7 @@ class Measurement:
             # The programs first, then the walk: a cgroup made in between is seen by one of the two.
             root = tree(host_root, Path(host.cgroup2 or "/"))
             self._services = Services(lambda: walk(root), ContainerNames.below(host_root).name_of)
-            self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets)
+            self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets, bounds.ports)
             stack.callback(self._tcp.close)
             if self._tcp.unadopted:
                 log.warning(
@@ -81,6 +84,9 @@ class Measurement:
                     len(self._tcp.unadopted),
                     self._tcp.unadopted[0],
                 )
+            self._ports_signal = PortsSignal.start(bounds.ports, self._tcp)
+            stack.callback(self._ports_signal.close)
+            self._ports = PortsWatch(self._ports_signal, bounds.rows)
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
@@ -103,11 +109,13 @@ class Measurement:
             self._rates.begin_at(self.totals.sample())
         self.totals.add(records, self._services.of, read_at)
         self._recount_open(read_at)
+        interval = read_at - self._measured_at
+        ports = self._ports.read(records, self._services.of, read_at, interval)
         now = self.totals.sample()
-        snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=node())
+        snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=node())
         self._measured_at = read_at
         health = self._health(ticks or Ticks(), began, len(now))
-        return View(**msgspec.structs.asdict(snapshot), health=health)
+        return View(**msgspec.structs.asdict(snapshot) | ports._asdict(), health=health)
 
     @property
     def programs(self) -> list[Program]:
@@ -144,7 +152,8 @@ class Measurement:
             self._services.rescan()
 
     def _read_programs(self) -> dict[str, ProgramHealth]:
-        programs = (*self._tcp.bpf.programs.values(), *self._cgroups.bpf.programs.values())
+        parts = (self._tcp.bpf, self._cgroups.bpf, self._ports_signal.bpf)
+        programs = [program for part in parts for program in part.programs.values()]
         return read_programs(programs, self._statistics or statistics_enabled())
 
     def _health(self, ticks: Ticks, began: float, rows: int) -> Health:
@@ -154,11 +163,12 @@ class Measurement:
             version=__version__,
             pid=os.getpid(),
             loader="libbpf",
-            maps=self._tcp.maps() | self._cgroups.maps(),
+            maps=self._tcp.maps() | self._cgroups.maps() | self._ports_signal.maps(),
             programs=self._programs,
             statistics_refused=self._statistics_refused,
             events_lost=self._cgroups.losses(),
-            losses=self._tcp.losses() | {"rows_folded": self.totals.folded},
+            losses={**self._tcp.losses(), **self._ports.losses(), "rows_folded": self.totals.folded},
+            skipped={"namespaces": self._ports.vanished},
             rows=rows,
             rows_limit=self.bounds.rows,
             ticks=ticks.taken,

@@ -30,7 +30,9 @@ def test_each_namespace_once_and_ones_own_first(tmp_path: Path) -> None:
     mounted = {"spare": tmp_path / "mounted/spare"}
     processes = {"self": "host", "1": "host", "7": "pod-a", "8": "pod-a", "30": "pod-b"}
     proc = fake_proc(tmp_path / "proc", processes, mounted)
-    found = network_namespaces(proc)
+    by_inode = network_namespaces(proc)
+    found = list(by_inode.values())
+    assert list(by_inode) == [path.stat().st_ino for path in found]
     assert found[0] == proc / "self/ns/net"
     assert {os.stat(path).st_ino for path in found} == {
         (proc / "host").stat().st_ino,
@@ -45,7 +47,7 @@ def test_what_is_no_process_or_has_ended_is_left_out(tmp_path: Path) -> None:
     proc = fake_proc(tmp_path, {"self": "host"}, {})
     (proc / "99").mkdir()  # its namespace is gone
     (proc / "net").mkdir()
-    assert network_namespaces(proc) == [proc / "self/ns/net"]
+    assert list(network_namespaces(proc).values()) == [proc / "self/ns/net"]
 
 
 def test_a_namespace_that_may_not_be_looked_at_is_not_forgotten(
@@ -60,7 +62,7 @@ def test_a_namespace_that_may_not_be_looked_at_is_not_forgotten(
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", refuse)
-    assert set(network_namespaces(proc)) == {proc / "self/ns/net", proc / "7/ns/net", proc / "8/ns/net"}
+    assert set(network_namespaces(proc).values()) == {proc / "self/ns/net", proc / "7/ns/net", proc / "8/ns/net"}
 
 
 def test_ones_own_needs_no_entering_and_what_can_not_be_entered_says_why(tmp_path: Path) -> None:

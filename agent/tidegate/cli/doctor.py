@@ -19,7 +19,11 @@ from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
 from tidegate.signals import tcp
 
-_OBJECTS = {"tcp": "connections, failures and handshakes", "cgroup": "names of services that live shortly"}
+_OBJECTS = {
+    "tcp": "connections, failures and handshakes",
+    "cgroup": "names of services that live shortly",
+    "ports": "ports in TIME_WAIT and listeners",
+}
 
 
 def doctor(

@@ -38,12 +38,19 @@ class TcpSignal(Section, frozen=True, kw_only=True):
     max_sockets: Annotated[int, Meta(ge=64, le=1_048_576)] = 65_536
 
 
+class PortsSignal(Section, frozen=True, kw_only=True):
+    """Local ports."""
+
+    max_rows: Annotated[int, Meta(ge=64, le=1_048_576)] = 4096
+
+
 class Signals(Section, frozen=True, kw_only=True):
     """What is measured, and how often."""
 
     interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
     program_statistics: bool = False
     tcp: TcpSignal = TcpSignal()
+    ports: PortsSignal = PortsSignal()
 
 
 class Services(Section, frozen=True, kw_only=True):

@@ -12,10 +12,11 @@ from pathlib import Path
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 
-def network_namespaces(proc: Path = Path("/proc")) -> list[Path]:
-    """Return one path for each network namespace, this process's own first.
+def network_namespaces(proc: Path = Path("/proc")) -> dict[int, Path]:
+    """Return one path for each network namespace by its inode, this process's own first.
 
-    Namespaces that a process is in, and those that are mounted somewhere, as by ``ip netns``.
+    Namespaces that a process is in, and those that are mounted somewhere, as by ``ip netns``. One that may not be
+    looked at has a negative number.
     """
     processes = ("self", *(name for name in os.listdir(proc) if name.isdigit()))
     found: dict[int, Path] = {}
@@ -28,7 +29,7 @@ def network_namespaces(proc: Path = Path("/proc")) -> list[Path]:
                 found.setdefault(-len(found), path)
         except OSError:  # the process has ended, or the mount lies under another one
             continue
-    return list(found.values())
+    return found
 
 
 def _mounted(proc: Path) -> list[Path]:
@@ -45,8 +46,13 @@ def run_in_each(namespaces: Sequence[Path], work: Callable[[], object]) -> list[
     refused. What ``work`` raises is raised here.
     """
     work()
+    return run_in(namespaces[1:], work)
+
+
+def run_in(namespaces: Sequence[Path], work: Callable[[], object]) -> list[str]:
+    """Do the same in namespaces of which none need be the caller's own."""
     with ThreadPoolExecutor(1, thread_name_prefix="namespaces") as thread:
-        return thread.submit(_visit, namespaces[1:], work).result()
+        return thread.submit(_visit, namespaces, work).result()
 
 
 def _visit(namespaces: Sequence[Path], work: Callable[[], object]) -> list[str]:

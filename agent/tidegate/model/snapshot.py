@@ -137,7 +137,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent says of itself; counts since the start.
 
     ``events_lost`` counts by ring buffer what found no place in it; ``losses`` by kind what could not be told
-    apart or tracked. ``statistics_refused`` is why the kernel does not time the programs although the config asks
+    apart or tracked; ``skipped`` by kind what was gone when it was to be read. ``statistics_refused`` is why the kernel does not time the programs although the config asks
     for it. ``late_seconds`` is how late the last tick began, ``tick_seconds`` how long its measurement took.
     ``cpu`` is the share of one CPU that the agent's process took in the last interval, ``cpu_seconds`` what it
     took in all; ``program_cpu`` is the share that its programs took in the kernel.
@@ -151,6 +151,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     statistics_refused: str | None
     events_lost: dict[str, int]
     losses: dict[str, int]
+    skipped: dict[str, int] = {}
     rows: int
     rows_limit: int
     ticks: int

@@ -16,7 +16,7 @@ from tidegate.errors import KernelError
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import Map, SparseHistograms, SwappedTables
 from tidegate.kernel.namespaces import network_namespaces, run_in_each
-from tidegate.kernel.objects import BpfObject, Link, map_health
+from tidegate.kernel.objects import BpfObject, map_health
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
@@ -69,34 +69,36 @@ class Decoder:
             yield _COUNTERS.unpack_from(values, i * size), histograms[i]
 
 
-def load(max_rows: int, max_sockets: int) -> tuple[BpfObject, str]:
+def load(max_rows: int, max_sockets: int, max_ports: int = 4096) -> tuple[BpfObject, str]:
     """Load the programs, not yet attached.
 
     Without the walk where the kernel refuses that; the second value is the reason then, else empty.
     """
     try:
-        return _load(max_rows, max_sockets, walks=True), ""
+        return _load(max_rows, max_sockets, max_ports, walks=True), ""
     except KernelError as error:
         if error.errno != errno.EINVAL:
             raise
         refusal = error
     # What else may be wrong is wrong without it too, and then raised.
-    bpf = _load(max_rows, max_sockets, walks=False)
+    bpf = _load(max_rows, max_sockets, max_ports, walks=False)
     verdict = next((line for line in reversed(refusal.log) if not line.startswith("libbpf:")), str(refusal))
     return bpf, f"the kernel refuses the walk over open connections ({verdict.strip()})"
 
 
-def _load(max_rows: int, max_sockets: int, *, walks: bool) -> BpfObject:
+def _load(max_rows: int, max_sockets: int, max_ports: int, *, walks: bool) -> BpfObject:
+    """Load with the walk, or with what counts the ports alone instead of it."""
     bpf = BpfObject.named("tcp")
     try:
         # The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
         for table in ("tcp_rows_a", "tcp_rows_b"):
             bpf.set_max_entries(table, max_rows)
         bpf.set_max_entries("tcp_sockets", max_sockets)
+        bpf.set_max_entries("tcp_ports", max_ports)
         bpf.set_constant("stores_in_order", bytes([platform.machine() in _IN_ORDER]))
+        bpf.programs["tcp_ports_walk" if walks else "tcp_walk"].skip()
         if not walks:
             bpf.set_constant("walks", bytes(1))
-            bpf.programs["tcp_walk"].skip()
         row = (layouts.TCP_KEY.size, layouts.TCP_COUNTS.size)
         return bpf.load({"tcp_rows_a": row, "tcp_rows_b": row, "tcp_other": (4, row[1])})
     except BaseException:
@@ -111,10 +113,10 @@ class TcpSignal:
         self.bpf = bpf
         tables = [bpf.maps["tcp_rows_a"], bpf.maps["tcp_rows_b"]]
         self._rows = SwappedTables(bpf.maps["tcp_rows"], tables, BATCH)
-        self._walk: Link | None = None
-        if bpf.programs["tcp_walk"].is_loaded:
-            self._walk = bpf.programs["tcp_walk"].attach_iterator(bpf.maps["tcp_sockets"])
-            bpf.links.append(self._walk)
+        self.walks = bpf.programs["tcp_walk"].is_loaded
+        walk = bpf.programs["tcp_walk" if self.walks else "tcp_ports_walk"]
+        self._walk = walk.attach_iterator(bpf.maps["tcp_sockets"])
+        bpf.links.append(self._walk)
         self._decoder = Decoder()
         self._other = bpf.maps["tcp_other"]
         self._seen_other = [bytes(self._other.value_size)] * layouts.TcpRole.COUNT
@@ -123,13 +125,13 @@ class TcpSignal:
         self.unadopted: list[str] = []
 
     @classmethod
-    def start(cls, max_rows: int, max_sockets: int) -> Self:
+    def start(cls, max_rows: int, max_sockets: int, max_ports: int = 4096) -> Self:
         """Load and attach.
 
         ``max_rows`` is how many (service, role, endpoint) one interval may have, ``max_sockets`` how many
-        connections are followed at a time.
+        connections are followed at a time, ``max_ports`` how many (service, source, upstream) may hold ports.
         """
-        bpf, _ = load(max_rows, max_sockets)
+        bpf, _ = load(max_rows, max_sockets, max_ports)
         try:
             signal = cls(bpf.attach())
             signal.adopt()
@@ -145,14 +147,16 @@ class TcpSignal:
         happens to them. Where there are none, a connection that turns up later is new.
         """
         with self.bpf.programs["tcp_adopt"].attach_iterator() as link:
-            self.unadopted = run_in_each(network_namespaces(), link.read)
+            self.unadopted = run_in_each(list(network_namespaces().values()), link.read)
         if not self.unadopted:
             self.bpf.set_variable("all_are_known", 1)
 
     def walk(self) -> None:
-        """Count what open connections have done since the last walk; the first half of :meth:`read`."""
-        if self._walk is not None:
-            self.sockets = len(self._walk.read())
+        """Count what open connections have done since the last walk, and their ports: half of :meth:`read`.
+
+        Where the kernel refuses that (:attr:`walks`), their ports alone.
+        """
+        self.sockets = len(self._walk.read())
 
     def read(self) -> list[Record]:
         """Return what was counted since the last read, the progress of open connections included."""

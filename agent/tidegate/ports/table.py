@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of ports: who holds how many towards each upstream; pure."""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import NamedTuple
+
+from tidegate.identity.services import UNKNOWN, Service
+from tidegate.model.fields import Role
+from tidegate.model.ports import Method, PortsRow
+from tidegate.model.record import Record
+from tidegate.ports.exhaustion import Holding, time_to_exhaustion
+from tidegate.ports.flows import Flow, Level
+from tidegate.signals.ports import Settings, Upstream, Visit, Waiting
+from tidegate.signals.tcp_fields import CLOSERS, FAILURES, RESETS, Counter
+
+_RESET_SENT = Counter.RESETS + RESETS.index("sent")
+_EXHAUSTED = Counter.FAILURES + FAILURES.index("ports_exhausted")
+_CLOSES = tuple(Counter.CLOSES + n for n in range(len(CLOSERS)))
+_NOTHING = (0,) * (3 + len(_CLOSES))
+#: What has had no traffic for so many seconds is forgotten: its last port is free again.
+_KEPT = 90.0
+#: Connects that failed so many seconds ago still mean now.
+_STILL_NOW = 2.0
+#: Seconds for which open connections must have become more for that to be growth; where ports are few, and else.
+_GROWTH_NEAR, _GROWTH = 2.0, 5.0
+
+ServiceOf = Callable[[int], Service]
+#: A namespace and an upstream in it.
+Place = tuple[int, str]
+
+
+class Pool(NamedTuple):
+    """What is known of one upstream in this interval: sockets by service, and in TIME_WAIT."""
+
+    held: Mapping[Service, int]
+    waiting: Waiting
+    method: Method
+
+
+class PortsTable:
+    """The ports of all namespaces; at most ``max_rows`` rows, those that hold the most ports."""
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._flows: dict[Place, dict[Service, Flow]] = {}
+        self._open: dict[Upstream, Level] = {}
+        self._visits: dict[int, tuple[float, Visit]] = {}
+        self.left_out = 0
+
+    def add(self, records: Iterable[Record], service_of: ServiceOf, now: float) -> None:
+        """Take what connections did in the interval that ends at ``now`` (monotonic seconds)."""
+        counts: dict[Place, dict[Service, list[int]]] = {}
+        for record in records:
+            if record.role is not Role.CLIENT or record.cgroup is None or not record.netns:
+                continue
+            of_place = counts.setdefault((record.netns, record.endpoint), {})
+            numbers = of_place.setdefault(service_of(record.cgroup), [0] * (3 + len(CLOSERS)))
+            for n, counter in enumerate((Counter.CONNECTS, _RESET_SENT, _EXHAUSTED, *_CLOSES)):
+                numbers[n] += record.counters[counter]
+        for place, services in counts.items():
+            for service in services:
+                self._flows.setdefault(place, {}).setdefault(service, Flow(now))
+        for place, flows in self._flows.items():
+            of_place = counts.get(place, {})
+            for service, flow in flows.items():
+                connects, resets, exhausted, *closes = of_place.get(service, _NOTHING)
+                flow.add(now, connects, dict(zip(CLOSERS, closes, strict=True)), resets, exhausted)
+
+    def visited(self, netns: int, visit: Visit, now: float) -> None:
+        """Take what was found in a namespace at this moment."""
+        self._visits[netns] = now, visit
+
+    @property
+    def active(self) -> set[int]:
+        """Namespaces in which ports are taken, or wait."""
+        busy = {netns for netns, _ in self._flows}
+        return busy | {netns for netns, (_, visit) in self._visits.items() if visit.waiting}
+
+    def rows(
+        self,
+        held: Mapping[tuple[Service, Upstream], int],
+        settings: Mapping[int, Settings],
+        time_wait: Mapping[int, int],
+        now: float,
+        interval: float,
+    ) -> tuple[PortsRow, ...]:
+        """Return the rows of this moment, those that hold the most first.
+
+        ``time_wait`` is how many sockets wait in a namespace that can't be entered, as far as that is known.
+        """
+        self._forget(now)
+        pools = self._pools(held, time_wait, now)
+        self._open = {upstream: level for upstream, level in self._open.items() if upstream in pools}
+        rows = [
+            row
+            for upstream, pool in pools.items()
+            for row in self._rows_of(upstream, pool, settings.get(upstream.netns), now, interval)
+        ]
+        rows.sort(key=lambda row: (-row.used, row.netns, row.service, row.endpoint))
+        self.left_out += max(len(rows) - self._max_rows, 0)
+        return tuple(rows[: self._max_rows])
+
+    def _pools(
+        self, held: Mapping[tuple[Service, Upstream], int], time_wait: Mapping[int, int], now: float
+    ) -> dict[Upstream, Pool]:
+        by_upstream: dict[Upstream, dict[Service, int]] = {}
+        for (service, upstream), count in held.items():
+            services = by_upstream.setdefault(upstream, {})
+            services[service] = services.get(service, 0) + count
+        for upstream in chain.from_iterable(visit.waiting for _, visit in self._visits.values()):
+            by_upstream.setdefault(upstream, {})
+        sources = Counts((upstream.netns, upstream.endpoint) for upstream in by_upstream)
+        for netns, endpoint in self._flows.keys() - sources.keys():
+            by_upstream[Upstream(netns, "", endpoint)] = {}
+        pools = {
+            upstream: Pool(
+                services, *self._waiting(upstream, now, sources[upstream.netns, upstream.endpoint] or 1)
+            )
+            for upstream, services in by_upstream.items()
+        }
+        return _no_more_than(pools, time_wait)
+
+    def _waiting(self, upstream: Upstream, now: float, sources: int) -> tuple[Waiting, Method]:
+        """Return what waits: as found now, or as found before and what was closed and has ended since."""
+        flows = self._flows_to(upstream).values()
+        if upstream.netns not in self._visits:
+            closed = sum(flow.left_behind(now, now - 60) for flow in flows) // sources
+            return Waiting(closed, closed, 0), Method.CLOSES
+        at, visit = self._visits[upstream.netns]
+        found = visit.waiting.get(upstream, Waiting(0, 0, 0))
+        if at == now:
+            return found, Method.SOCKETS
+        came = sum(flow.left_behind(now, at) for flow in flows) // sources
+        went = sum(flow.left_behind(at, at - 60) - flow.left_behind(at, now - 60) for flow in flows) // sources
+        change = max(came - max(went, 0), -found.sockets)
+        timestamped = max(min(found.timestamped + change, found.sockets + change), 0)
+        return Waiting(found.sockets + change, timestamped, min(found.reusable, timestamped)), Method.SOCKETS
+
+    def _rows_of(
+        self, upstream: Upstream, pool: Pool, settings: Settings | None, now: float, interval: float
+    ) -> Iterable[PortsRow]:
+        flows = self._flows_to(upstream)
+        weights = {service: flow.left_behind(now, now - 60) for service, flow in flows.items()}
+        waits = divided(pool.waiting.sockets, weights) or divided(pool.waiting.sockets, pool.held)
+        if pool.waiting.sockets and not waits:
+            waits = {UNKNOWN: pool.waiting.sockets}
+        reusable = divided(pool.waiting.reusable, waits)
+        shared = sum(pool.held.values()) + pool.waiting.sockets
+        limit = self._limit(upstream.netns, settings)
+        left = self._time_left(upstream, pool, settings, limit, now, interval)
+        for service in pool.held.keys() | waits.keys() | flows.keys():
+            flow = flows.get(service)
+            used = pool.held.get(service, 0) + waits.get(service, 0)
+            if not used and flow is None:
+                continue
+            yield PortsRow(
+                netns=upstream.netns,
+                service=service.name,
+                container=service.container,
+                source=upstream.source,
+                endpoint=upstream.endpoint,
+                name="",
+                used=used,
+                shared=shared,
+                time_wait=waits.get(service, 0),
+                reusable=reusable.get(service, 0),
+                limit=limit,
+                exhausted=flow.exhausted if flow else 0,
+                connect_rate=flow.connect_rate(interval) if flow else 0.0,
+                closes=dict(flow.closes) if flow else dict.fromkeys(CLOSERS, 0),
+                will_exhaust=None if limit is None else left is not None,
+                time_to_exhaustion=left,
+                method=pool.method,
+            )
+
+    def _time_left(
+        self,
+        upstream: Upstream,
+        pool: Pool,
+        settings: Settings | None,
+        limit: int | None,
+        now: float,
+        interval: float,
+    ) -> float | None:
+        flows = self._flows_to(upstream).values()
+        level = self._open.setdefault(upstream, Level())
+        level.add(now, sum(pool.held.values()))
+        if settings is None or limit is None:
+            return None
+        # Rates that exhaustion limits say nothing of when it comes.
+        if any(now - flow.exhausted_at <= max(_STILL_NOW, interval) for flow in flows):
+            return 0.0
+        held, waiting = sum(pool.held.values()), pool.waiting
+        is_near = held + waiting.sockets > limit // 4
+        works = _reuse_works(upstream, settings, waiting)
+        blocked = waiting.sockets
+        if works:
+            lately = sum(flow.left_behind(now, now - settings.reuse_delay - 1) for flow in flows)
+            blocked = min(waiting.sockets - waiting.reusable, lately)
+        expiries = [float(blocked)] if works else _expiries(flows, blocked, now)
+        return time_to_exhaustion(
+            Holding(
+                open=held,
+                waiting=blocked,
+                limit=limit,
+                closes=sum(flow.close_rate(interval) for flow in flows),
+                growth=level.growth(_GROWTH_NEAR if is_near else _GROWTH),
+                expiries=expiries,
+                hold=settings.reuse_delay if works else 60.0,
+            )
+        )
+
+    def _limit(self, netns: int, settings: Settings | None) -> int | None:
+        if settings is None:
+            return None
+        bound = self._visits[netns][1].bound if netns in self._visits else 0
+        return max(settings.high - settings.low + 1 - settings.reserved - bound, 0)
+
+    def _flows_to(self, upstream: Upstream) -> dict[Service, Flow]:
+        return self._flows.get((upstream.netns, upstream.endpoint), {})
+
+    def _forget(self, now: float) -> None:
+        """Drop what is idle, and visits of namespaces that were not entered again."""
+        for place, flows in list(self._flows.items()):
+            kept = {service: flow for service, flow in flows.items() if now - flow.touched <= _KEPT}
+            if kept:
+                self._flows[place] = kept
+            else:
+                del self._flows[place]
+        self._visits = {netns: visit for netns, visit in self._visits.items() if now - visit[0] <= _KEPT}
+
+
+def divided(count: int, weights: Mapping[Service, int]) -> dict[Service, int]:
+    """Divide a number by weights into whole parts that add up to it; nothing where there is no weight."""
+    total = sum(weights.values())
+    if not total:
+        return {}
+    parts = {service: count * weight // total for service, weight in weights.items()}
+    # What is left goes to those who were cut most.
+    by_rest = sorted(weights, key=lambda service: (-(count * weights[service] % total), service))
+    for service in by_rest[: count - sum(parts.values())]:
+        parts[service] += 1
+    return parts
+
+
+def _no_more_than(pools: dict[Upstream, Pool], time_wait: Mapping[int, int]) -> dict[Upstream, Pool]:
+    """Shorten guesses from closes where a namespace has fewer sockets in TIME_WAIT than they add up to."""
+    guessed: Counts[int] = Counts()
+    for upstream, pool in pools.items():
+        if pool.method is Method.CLOSES:
+            guessed[upstream.netns] += pool.waiting.sockets
+    result = {}
+    for upstream, pool in pools.items():
+        most, sum_ = time_wait.get(upstream.netns), guessed[upstream.netns]
+        if pool.method is Method.CLOSES and most is not None and sum_ > most:
+            n = pool.waiting.sockets * most // sum_
+            pool = pool._replace(waiting=Waiting(n, n, 0))  # noqa: PLW2901
+        result[upstream] = pool
+    return result
+
+
+def _reuse_works(upstream: Upstream, settings: Settings, waiting: Waiting) -> bool:
+    """Say whether connect() may take ports in TIME_WAIT: tcp_tw_reuse, with timestamps on both sides."""
+    on_loopback = upstream.source.startswith("127.") or upstream.source == "::1"
+    return (settings.tw_reuse == 1 or (settings.tw_reuse == 2 and on_loopback)) and (
+        2 * waiting.timestamped >= waiting.sockets
+    )
+
+
+def _expiries(flows: Iterable[Flow], waiting: int, now: float) -> list[float]:
+    """Return how many of those that wait will end in each second to come, so that they add up to ``waiting``.
+
+    What no flow has left behind is from before, and spread evenly.
+    """
+    known = [sum(seconds) for seconds in zip(*(flow.expiries(now) for flow in flows), strict=True)] or [0] * 60
+    total = sum(known)
+    if total > waiting:
+        return [n * waiting / total for n in known]
+    return [n + (waiting - total) / len(known) for n in known]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the ports of all network namespaces: of open connections always, of the rest by visits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tidegate.identity.services import Service
+from tidegate.kernel.namespaces import network_namespaces
+from tidegate.model.ports import ListenerRow, NamespaceRow, PortsRow
+from tidegate.model.record import Record
+from tidegate.ports.rounds import Directory, Rounds
+from tidegate.ports.table import PortsTable
+from tidegate.signals.ports import PortsSignal, Settings, Upstream, Visit
+
+
+class PortsView(NamedTuple):
+    """All rows of one moment."""
+
+    ports: tuple[PortsRow, ...]
+    listeners: tuple[ListenerRow, ...]
+    namespaces: tuple[NamespaceRow, ...]
+
+
+class PortsWatch:
+    """The ports of this node from one tick to the next; ``max_rows`` is how many rows are kept."""
+
+    def __init__(
+        self,
+        signal: PortsSignal,
+        max_rows: int,
+        look: Callable[[], Mapping[int, Path]] = network_namespaces,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._signal, self._clock = signal, clock
+        self._table = PortsTable(max_rows)
+        self._rounds = Rounds(clock())
+        self._directory = Directory(look)
+        self._visits: dict[int, Visit] = {}
+        #: The reason for each namespace that could not be entered, by inode.
+        self.refused: dict[int, str] = {}
+        #: Visits of namespaces that were gone.
+        self.vanished = 0
+
+    def read(
+        self, records: Sequence[Record], service_of: Callable[[int], Service], now: float, interval: float
+    ) -> PortsView:
+        """Return the rows after the TCP signal was read, which gave ``records``; ``now`` is monotonic seconds."""
+        self._table.add(records, service_of, now)
+        held: dict[tuple[Service, Upstream], int] = {}
+        for (cgroup, upstream), count in self._signal.held().items():
+            key = service_of(cgroup), upstream
+            held[key] = held.get(key, 0) + count
+        busy = self._table.active | {upstream.netns for _, upstream in held}
+        self._visit(busy, now)
+        settings = self._signal.settings(time.monotonic_ns())
+        return PortsView(
+            self._table.rows(held, settings, {}, now, interval),
+            listener_rows(self._visits, settings, service_of),
+            namespace_rows(self._visits, settings, held),
+        )
+
+    def losses(self) -> dict[str, int]:
+        """Return what found no place."""
+        return {**self._signal.losses(), "ports_rows_full": self._table.left_out}
+
+    def _visit(self, busy: set[int], now: float) -> None:
+        paths = self._directory.paths(busy, now)
+        self._visits = {netns: visit for netns, visit in self._visits.items() if netns in paths}
+        self.refused = {netns: reason for netns, reason in self.refused.items() if netns in paths}
+        for netns in self._rounds.due(paths.keys(), busy, now):
+            if not self._rounds.may_go_on():
+                return
+            began = self._clock()
+            visit, refused = self._signal.visit(netns, paths[netns])
+            self._rounds.visited(netns, now, self._clock() - began)
+            if visit is not None:
+                self._visits[netns] = visit
+                self._table.visited(netns, visit, now)
+                self.refused.pop(netns, None)
+            elif refused:
+                self.refused[netns] = refused
+            else:
+                self.vanished += 1
+                self._visits.pop(netns, None)
+                self._directory.forget(netns)
+
+
+def listener_rows(
+    visits: Mapping[int, Visit], settings: Mapping[int, Settings], service_of: Callable[[int], Service]
+) -> tuple[ListenerRow, ...]:
+    """Build a row for each port that is listened on, in a fixed order."""
+    rows = []
+    for netns, visit in visits.items():
+        somaxconn = settings[netns].somaxconn if netns in settings else None
+        for listener in visit.listeners:
+            service = service_of(listener.cgroup)
+            rows.append(
+                ListenerRow(
+                    netns=netns,
+                    service=service.name,
+                    container=service.container,
+                    endpoint=listener.endpoint,
+                    backlog=listener.backlog,
+                    limit=listener.limit,
+                    somaxconn=somaxconn,
+                    drops=listener.drops,
+                )
+            )
+    return tuple(sorted(rows, key=lambda row: (row.netns, row.service, row.container, row.endpoint)))
+
+
+def namespace_rows(
+    visits: Mapping[int, Visit], settings: Mapping[int, Settings], held: Mapping[tuple[Service, Upstream], int]
+) -> tuple[NamespaceRow, ...]:
+    """Build a row for each namespace in which there are sockets."""
+    services: dict[int, set[str]] = {}
+    for service, upstream in held:
+        services.setdefault(upstream.netns, set()).add(service.name)
+    rows = []
+    for netns in sorted(visits.keys() | settings.keys()):
+        visit, found = visits.get(netns), settings.get(netns)
+        rows.append(
+            NamespaceRow(
+                netns=netns,
+                services=tuple(sorted(services.get(netns, ()))),
+                range_low=found.low if found else None,
+                range_high=found.high if found else None,
+                reserved=found.reserved if found else None,
+                bound=visit.bound if visit else None,
+                time_wait=visit.time_wait if visit else None,
+                tw_reuse=found.tw_reuse if found else None,
+                somaxconn=found.somaxconn if found else None,
+                listen_overflows=None,
+                listen_drops=None,
+                syn_cookies=None,
+                conntrack_entries=None,
+                conntrack_limit=None,
+            )
+        )
+    return tuple(rows)

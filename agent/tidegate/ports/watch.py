@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,11 +57,9 @@ class PortsWatch:
         busy = self._table.active | {upstream.netns for _, upstream in held}
         self._visit(busy, now)
         settings = self._signal.settings(time.monotonic_ns())
-        return PortsView(
-            self._table.rows(held, settings, {}, now, interval),
-            listener_rows(self._visits, settings, service_of),
-            namespace_rows(self._visits, settings, held),
-        )
+        ports = self._table.rows(held, settings, {}, now, interval)
+        listeners = listener_rows(self._visits, settings, service_of)
+        return PortsView(ports, listeners, namespace_rows(self._visits, settings, (*ports, *listeners)))
 
     def losses(self) -> dict[str, int]:
         """Return what found no place."""
@@ -114,12 +112,12 @@ def listener_rows(
 
 
 def namespace_rows(
-    visits: Mapping[int, Visit], settings: Mapping[int, Settings], held: Mapping[tuple[Service, Upstream], int]
+    visits: Mapping[int, Visit], settings: Mapping[int, Settings], rows_in: Iterable[PortsRow | ListenerRow]
 ) -> tuple[NamespaceRow, ...]:
-    """Build a row for each namespace in which there are sockets."""
+    """Build a row for each namespace; ``rows_in`` say which services are in it."""
     services: dict[int, set[str]] = {}
-    for service, upstream in held:
-        services.setdefault(upstream.netns, set()).add(service.name)
+    for row in rows_in:
+        services.setdefault(row.netns, set()).add(row.service)
     rows = []
     for netns in sorted(visits.keys() | settings.keys()):
         visit, found = visits.get(netns), settings.get(netns)

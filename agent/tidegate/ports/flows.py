@@ -25,6 +25,7 @@ class Flow:
         self._second = int(now)
         self._recent: deque[tuple[float, int, int]] = deque()
         self.closes: dict[str, int] = {}
+        self.left_behind_in_all = 0
         self.exhausted = 0
         self.exhausted_at = float("-inf")
         self.touched = now
@@ -42,6 +43,7 @@ class Flow:
             self.touched = now
         if left_behind > 0:
             self._bins[int(now) % _BINS] += left_behind
+            self.left_behind_in_all += left_behind
         if exhausted:
             self.exhausted += exhausted
             self.exhausted_at = now

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from math import ceil
 from typing import NamedTuple
 
 from tidegate.identity.services import UNKNOWN, Service
@@ -41,6 +42,14 @@ class Pool(NamedTuple):
     method: Method
 
 
+class _Visited(NamedTuple):
+    """A visit with its time, and what flows had left behind in all until then."""
+
+    at: float
+    visit: Visit
+    left: Mapping[Place, int]
+
+
 class PortsTable:
     """The ports of all namespaces; at most ``max_rows`` rows, those that hold the most ports."""
 
@@ -48,7 +57,7 @@ class PortsTable:
         self._max_rows = max_rows
         self._flows: dict[Place, dict[Service, Flow]] = {}
         self._open: dict[Upstream, Level] = {}
-        self._visits: dict[int, tuple[float, Visit]] = {}
+        self._visits: dict[int, _Visited] = {}
         self.left_out = 0
 
     def add(self, records: Iterable[Record], service_of: ServiceOf, now: float) -> None:
@@ -72,13 +81,14 @@ class PortsTable:
 
     def visited(self, netns: int, visit: Visit, now: float) -> None:
         """Take what was found in a namespace at this moment."""
-        self._visits[netns] = now, visit
+        left = {place: _left(flows) for place, flows in self._flows.items() if place[0] == netns}
+        self._visits[netns] = _Visited(now, visit, left)
 
     @property
     def active(self) -> set[int]:
         """Namespaces in which ports are taken, or wait."""
         busy = {netns for netns, _ in self._flows}
-        return busy | {netns for netns, (_, visit) in self._visits.items() if visit.waiting}
+        return busy | {netns for netns, visited in self._visits.items() if visited.visit.waiting}
 
     def rows(
         self,
@@ -111,7 +121,7 @@ class PortsTable:
         for (service, upstream), count in held.items():
             services = by_upstream.setdefault(upstream, {})
             services[service] = services.get(service, 0) + count
-        for upstream in chain.from_iterable(visit.waiting for _, visit in self._visits.values()):
+        for upstream in chain.from_iterable(visited.visit.waiting for visited in self._visits.values()):
             by_upstream.setdefault(upstream, {})
         sources = Counts((upstream.netns, upstream.endpoint) for upstream in by_upstream)
         for netns, endpoint in self._flows.keys() - sources.keys():
@@ -126,15 +136,16 @@ class PortsTable:
 
     def _waiting(self, upstream: Upstream, now: float, sources: int) -> tuple[Waiting, Method]:
         """Return what waits: as found now, or as found before and what was closed and has ended since."""
-        flows = self._flows_to(upstream).values()
+        by_service = self._flows_to(upstream)
+        flows = by_service.values()
         if upstream.netns not in self._visits:
             closed = sum(flow.left_behind(now, now - 60) for flow in flows) // sources
             return Waiting(closed, closed, 0), Method.CLOSES
-        at, visit = self._visits[upstream.netns]
+        at, visit, left = self._visits[upstream.netns]
         found = visit.waiting.get(upstream, Waiting(0, 0, 0))
         if at == now:
             return found, Method.SOCKETS
-        came = sum(flow.left_behind(now, at) for flow in flows) // sources
+        came = max(_left(by_service) - left.get((upstream.netns, upstream.endpoint), 0), 0) // sources
         went = sum(flow.left_behind(at, at - 60) - flow.left_behind(at, now - 60) for flow in flows) // sources
         change = max(came - max(went, 0), -found.sockets)
         timestamped = max(min(found.timestamped + change, found.sockets + change), 0)
@@ -155,7 +166,7 @@ class PortsTable:
         for service in pool.held.keys() | waits.keys() | flows.keys():
             flow = flows.get(service)
             used = pool.held.get(service, 0) + waits.get(service, 0)
-            if not used and flow is None:
+            if not used and (flow is None or now - flow.exhausted_at > _KEPT):
                 continue
             yield PortsRow(
                 netns=upstream.netns,
@@ -197,17 +208,17 @@ class PortsTable:
         held, waiting = sum(pool.held.values()), pool.waiting
         is_near = held + waiting.sockets > limit // 4
         works = _reuse_works(upstream, settings, waiting)
+        closes = sum(flow.close_rate(interval) for flow in flows)
         blocked = waiting.sockets
         if works:
-            lately = sum(flow.left_behind(now, now - settings.reuse_delay - 1) for flow in flows)
-            blocked = min(waiting.sockets - waiting.reusable, lately)
+            blocked = min(waiting.sockets - waiting.reusable, ceil(closes * settings.reuse_delay))
         expiries = [float(blocked)] if works else _expiries(flows, blocked, now)
         return time_to_exhaustion(
             Holding(
                 open=held,
                 waiting=blocked,
                 limit=limit,
-                closes=sum(flow.close_rate(interval) for flow in flows),
+                closes=closes,
                 growth=level.growth(_GROWTH_NEAR if is_near else _GROWTH),
                 expiries=expiries,
                 hold=settings.reuse_delay if works else 60.0,
@@ -217,7 +228,7 @@ class PortsTable:
     def _limit(self, netns: int, settings: Settings | None) -> int | None:
         if settings is None:
             return None
-        bound = self._visits[netns][1].bound if netns in self._visits else 0
+        bound = self._visits[netns].visit.bound if netns in self._visits else 0
         return max(settings.high - settings.low + 1 - settings.reserved - bound, 0)
 
     def _flows_to(self, upstream: Upstream) -> dict[Service, Flow]:
@@ -231,7 +242,11 @@ class PortsTable:
                 self._flows[place] = kept
             else:
                 del self._flows[place]
-        self._visits = {netns: visit for netns, visit in self._visits.items() if now - visit[0] <= _KEPT}
+        self._visits = {netns: visited for netns, visited in self._visits.items() if now - visited.at <= _KEPT}
+
+
+def _left(flows: Mapping[Service, Flow]) -> int:
+    return sum(flow.left_behind_in_all for flow in flows.values())
 
 
 def divided(count: int, weights: Mapping[Service, int]) -> dict[Service, int]:

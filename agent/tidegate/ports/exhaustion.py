@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 #: How long a socket stays in TIME_WAIT, in s: TCP_TIMEWAIT_LEN of include/net/tcp.h.
@@ -16,8 +17,8 @@ class Holding(NamedTuple):
     """What holds the ports towards one upstream.
 
     ``open`` connections, and ``waiting`` sockets in TIME_WAIT whose port connect() can't take; at most ``limit``.
-    ``expiries`` are how many of those will end in the first, second ... second from now. ``closes`` a second leave
-    a port behind for ``hold`` seconds each, and there are ``growth`` connections more each second.
+    ``closes`` a second leave a port behind for ``hold`` seconds each, and each second there are ``growth``
+    connections more.
     """
 
     open: int
@@ -25,25 +26,36 @@ class Holding(NamedTuple):
     limit: int
     closes: float
     growth: float
-    expiries: Sequence[float]
     hold: float
 
 
-def time_to_exhaustion(holding: Holding) -> float | None:
-    """Return in how many seconds all ports will be held at the present rates, 0 if they are; None for never."""
+def time_to_exhaustion(holding: Holding, expiries: Callable[[], Sequence[float]]) -> float | None:
+    """Return in how many seconds all ports will be held at the present rates, 0 if they are; None for never.
+
+    ``expiries`` gives how many of those that wait will end in the first, second ... second of the next minute.
+    """
     held = float(holding.open + holding.waiting)
     if held >= holding.limit:
         return 0.0
-    step = 1.0
-    for second in range(max(TIME_WAIT, len(holding.expiries))):
-        begun = min(max(holding.hold - second, 0.0), step)
-        expiring = holding.expiries[second] if second < len(holding.expiries) else 0.0
-        # New ones come faster than old ones go in a part of the second; what waits can't be less than nothing.
-        change = holding.closes * begun + holding.growth * step - expiring
+    grown = max(holding.growth, 0.0) * TIME_WAIT
+    if held + holding.closes * holding.hold + grown >= holding.limit:
+        left = _within_a_minute(holding, expiries())
+        if left is not None:
+            return left
+    if holding.growth <= 0:
+        return None
+    # All that waits now is over then, and what is left behind meanwhile waits.
+    missing = holding.limit - holding.open - grown - holding.closes * holding.hold
+    left = TIME_WAIT + max(missing, 0.0) / holding.growth
+    return left if left <= HORIZON else None
+
+
+def _within_a_minute(holding: Holding, expiries: Sequence[float]) -> float | None:
+    held = float(holding.open + holding.waiting)
+    for second, expiring in zip_longest(range(TIME_WAIT), expiries, fillvalue=0.0):
+        begun = min(max(holding.hold - second, 0.0), 1.0)
+        change = holding.closes * begun + holding.growth - expiring
         if held + change >= holding.limit:
             return second + (holding.limit - held) / change
         held = max(held + change, 0.0)
-    if holding.growth <= 0:
-        return None
-    left = TIME_WAIT + (holding.limit - held) / holding.growth
-    return left if left <= HORIZON else None
+    return None

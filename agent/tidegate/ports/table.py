@@ -13,7 +13,7 @@ from tidegate.identity.services import UNKNOWN, Service
 from tidegate.model.fields import Role
 from tidegate.model.ports import Method, PortsRow
 from tidegate.model.record import Record
-from tidegate.ports.exhaustion import Holding, time_to_exhaustion
+from tidegate.ports.exhaustion import TIME_WAIT, Holding, time_to_exhaustion
 from tidegate.ports.flows import Flow, Level
 from tidegate.signals.ports import Settings, Upstream, Visit, Waiting
 from tidegate.signals.tcp_fields import CLOSERS, FAILURES, RESETS, Counter
@@ -139,14 +139,17 @@ class PortsTable:
         by_service = self._flows_to(upstream)
         flows = by_service.values()
         if upstream.netns not in self._visits:
-            closed = sum(flow.left_behind(now, now - 60) for flow in flows) // sources
+            closed = sum(flow.left_behind(now, now - TIME_WAIT) for flow in flows) // sources
             return Waiting(closed, closed, 0), Method.CLOSES
         at, visit, left = self._visits[upstream.netns]
         found = visit.waiting.get(upstream, Waiting(0, 0, 0))
         if at == now:
             return found, Method.SOCKETS
         came = max(_left(by_service) - left.get((upstream.netns, upstream.endpoint), 0), 0) // sources
-        went = sum(flow.left_behind(at, at - 60) - flow.left_behind(at, now - 60) for flow in flows) // sources
+        went = (
+            sum(flow.left_behind(at, at - TIME_WAIT) - flow.left_behind(at, now - TIME_WAIT) for flow in flows)
+            // sources
+        )
         change = max(came - max(went, 0), -found.sockets)
         timestamped = max(min(found.timestamped + change, found.sockets + change), 0)
         return Waiting(found.sockets + change, timestamped, min(found.reusable, timestamped)), Method.SOCKETS
@@ -155,8 +158,7 @@ class PortsTable:
         self, upstream: Upstream, pool: Pool, settings: Settings | None, now: float, interval: float
     ) -> Iterable[PortsRow]:
         flows = self._flows_to(upstream)
-        weights = {service: flow.left_behind(now, now - 60) for service, flow in flows.items()}
-        waits = divided(pool.waiting.sockets, weights) or divided(pool.waiting.sockets, pool.held)
+        waits = self._divided(pool, flows, now)
         if pool.waiting.sockets and not waits:
             waits = {UNKNOWN: pool.waiting.sockets}
         reusable = divided(pool.waiting.reusable, waits)
@@ -188,6 +190,16 @@ class PortsTable:
                 method=pool.method,
             )
 
+    def _divided(self, pool: Pool, flows: Mapping[Service, Flow], now: float) -> dict[Service, int]:
+        """Say whose the sockets are that wait: those who closed in the last minute, else those who are connected."""
+        waiting = pool.waiting.sockets
+        if not waiting:
+            return {}
+        if len(flows) == 1 and pool.held.keys() <= flows.keys():
+            return dict.fromkeys(flows, waiting)
+        closed = {service: flow.left_behind(now, now - TIME_WAIT) for service, flow in flows.items()}
+        return divided(waiting, closed) or divided(waiting, pool.held)
+
     def _time_left(
         self,
         upstream: Upstream,
@@ -212,7 +224,6 @@ class PortsTable:
         blocked = waiting.sockets
         if works:
             blocked = min(waiting.sockets - waiting.reusable, ceil(closes * settings.reuse_delay))
-        expiries = [float(blocked)] if works else _expiries(flows, blocked, now)
         return time_to_exhaustion(
             Holding(
                 open=held,
@@ -220,9 +231,9 @@ class PortsTable:
                 limit=limit,
                 closes=closes,
                 growth=level.growth(_GROWTH_NEAR if is_near else _GROWTH),
-                expiries=expiries,
-                hold=settings.reuse_delay if works else 60.0,
-            )
+                hold=settings.reuse_delay if works else float(TIME_WAIT),
+            ),
+            lambda: [float(blocked)] if works else _expiries(flows, blocked, now),
         )
 
     def _limit(self, netns: int, settings: Settings | None) -> int | None:

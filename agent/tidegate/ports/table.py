@@ -191,7 +191,7 @@ class PortsTable:
             )
 
     def _divided(self, pool: Pool, flows: Mapping[Service, Flow], now: float) -> dict[Service, int]:
-        """Say whose the sockets are that wait: those who closed in the last minute, else those who are connected."""
+        """Say whose the sockets are that wait: of those who closed in the last minute, else of those connected."""
         waiting = pool.waiting.sockets
         if not waiting:
             return {}

@@ -14,7 +14,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -84,9 +85,12 @@ def run() -> Report:
         with Measurement(Bounds()) as measurement:
             counted = make_traffic()
             view = settled(measurement)
+            sockets = sockets_to(name.split()[-1] for name in counted)
+            ports = {row.endpoint: (row.used, row.limit) for row in measurement.measure().ports or ()}
         measured, losses, refusal = rows_of(view), view.health.losses | view.health.events_lost, ""
     except TidegateError as error:
         counted, measured, losses, refusal = {}, None, {}, str(error)
+        sockets, ports = {}, {}
     entries, counts_misses = count_entries()
     return Report(
         kernel=platform.release(),
@@ -98,8 +102,27 @@ def run() -> Report:
         losses=losses,
         entries=entries,
         counts_misses=counts_misses,
+        ports=ports,
+        sockets=sockets,
         refusal=refusal,
     )
+
+
+def sockets_to(endpoints: Iterable[str]) -> dict[str, int]:
+    """Count the sockets whose remote side is one of ``endpoints``, in any state, as /proc/net shows them."""
+    wanted = {hexadecimal(endpoint): endpoint for endpoint in endpoints if not endpoint.startswith(":")}
+    lines = [
+        line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()
+    ]
+    return dict(Counter(wanted[line[2]] for line in lines if line[2] in wanted))
+
+
+def hexadecimal(endpoint: str) -> str:
+    """Write ``ip:port`` as /proc/net does: each word of the address in the CPU's order."""
+    host, _, port = endpoint.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    words = struct.unpack(f"={4 if family == socket.AF_INET6 else 1}I", socket.inet_pton(family, host.strip("[]")))
+    return f"{''.join(f'{word:08X}' for word in words)}:{int(port):04X}"
 
 
 def count_entries() -> tuple[int | None, bool]:

@@ -53,7 +53,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that was tried in a guest; ``measured`` is None with ``refusal`` where the agent didn't start.
 
     ``entries`` is how many the agent counted in a map with ENTRIES, ``counts_misses`` whether the kernel says how
-    often it left a program out.
+    often it left a program out. ``ports`` are what the agent says the client holds towards each upstream, and its
+    limit; ``sockets`` are those that /proc/net shows there.
     """
 
     kernel: str
@@ -65,4 +66,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     losses: dict[str, int]
     entries: int | None
     counts_misses: bool
+    ports: dict[str, tuple[int, int | None]]
+    sockets: dict[str, int]
     refusal: str = ""

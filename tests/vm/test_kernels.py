@@ -13,7 +13,7 @@ from tests.vm import initramfs
 from tests.vm.kernels import SUITES, KernelUnavailableError, kernel
 from tests.vm.machine import DEADLINE, QEMU, GuestError, boot
 from tests.vm.report import ENTRIES, ObjectReport, Report
-from tests.vm.traffic import ABORTED, ESTABLISHED, EXHAUSTED, REFUSED
+from tests.vm.traffic import ABORTED, ESTABLISHED, EXHAUSTED, PORTS, REFUSED
 from tidegate.kernel.objects import OBJECTS
 from tidegate.model.feature import Feature, State
 
@@ -82,6 +82,12 @@ def test_counts_are_those_of_the_programs_that_connect(report: Report) -> None:
     assert report.measured is not None, report.refusal
     assert report.measured == report.counted
     assert not any(report.losses.values()), report.losses
+
+
+def test_ports_are_those_of_the_sockets_that_the_kernel_shows(report: Report) -> None:
+    assert report.sockets
+    assert {endpoint: used for endpoint, (used, _) in report.ports.items()} == report.sockets
+    assert {limit for _, limit in report.ports.values()} == {len(PORTS)}
 
 
 def test_entries_of_a_map_are_counted_also_where_the_kernel_does_not_charge_for_each(report: Report) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 ESTABLISHED, REFUSED, ABORTED, EXHAUSTED = 40, 10, 2, 3
-_PORTS = range(20000, 20004)  # outside the default range: no TIME_WAIT of the rest holds one
+PORTS = range(20000, 20004)  # outside the default range: no TIME_WAIT of the rest holds one
 _REASONS = {errno.ECONNREFUSED: "refused", errno.ETIMEDOUT: "timeout", errno.EADDRNOTAVAIL: "ports_exhausted"}
 
 
@@ -97,8 +97,8 @@ class Client:
             self._connect(full, patience=None)
             for _ in range(ABORTED):
                 self._connect(full, patience=0.2)
-            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{_PORTS[0]} {_PORTS[-1]}", "ascii")
-            for _ in range(len(_PORTS) + EXHAUSTED):
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{PORTS[0]} {PORTS[-1]}", "ascii")
+            for _ in range(len(PORTS) + EXHAUSTED):
                 self._connect(v4, held)
         return self._counts
 

@@ -104,6 +104,8 @@ def test_report_is_found_among_the_kernels_messages() -> None:
         losses={},
         entries=None,
         counts_misses=False,
+        ports={},
+        sockets={},
         refusal="no",
     )
     line = MARKER + msgspec.json.encode(report).decode()

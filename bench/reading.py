@@ -9,7 +9,7 @@ import resource
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,9 +20,9 @@ ROUNDS, SOCKETS, ROWS = 9, 100_000, 10_000
 
 
 @contextlib.contextmanager
-def listener() -> Iterator[socket.socket]:
+def listener(port: int = 0) -> Iterator[socket.socket]:
     """Listen on every loopback address."""
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as probe:
+    with socket.create_server(("127.0.0.1", port), backlog=4096) as probe:
         port = probe.getsockname()[1]
     with socket.create_server(("0.0.0.0", port), backlog=4096) as server:
         yield server
@@ -51,9 +51,9 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.0f} ms ({min(values):.0f} to {max(values):.0f})"
 
 
-def hold(count: int, orders: Connection) -> None:
+def hold(count: int, orders: Connection, port: int) -> None:
     """Hold open connections, and use each at every order, until the pipe ends; answers when all is done."""
-    with listener() as server:
+    with listener(port) as server:
         pairs = [connection(server, n % 16) for n in range(count)]
         with contextlib.suppress(EOFError):
             while True:
@@ -65,14 +65,18 @@ def hold(count: int, orders: Connection) -> None:
 
 
 @contextlib.contextmanager
-def held(sockets: int) -> Iterator[Callable[[], None]]:
-    """Have other processes hold so many ends of connections; what is yielded has all of them used once."""
+def held(sockets: int, ports: Sequence[int] = ()) -> Iterator[Callable[[], None]]:
+    """Have other processes hold so many ends of connections, to these ports if any are given, a process for each.
+
+    What is yielded has all of them used once.
+    """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200
-    count = -(-sockets // most)
+    ports = ports or [0] * -(-sockets // most)
+    count = len(ports)
     pipes = []
-    for _ in range(count):
+    for port in ports:
         pipe, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=hold, args=(sockets // count // 2, theirs))
+        process = multiprocessing.Process(target=hold, args=(sockets // count // 2, theirs, port))
         process.start()
         theirs.close()
         pipe.recv()

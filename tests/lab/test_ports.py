@@ -6,20 +6,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from bench.reading import held
 from lab.lab import ROOT, Host, Lab, Service
 from lab.network import enter
 from lab.results import Plan, Results, Step
 from lab.upstream import Behaviour
+from tests.lab.agent import RunningAgent
 from tests.lab.remains import wait_until
+from tests.lab.test_identity import resident
 from tidegate.identity.services import Service as Named
 from tidegate.measurement import Bounds, Measurement
 from tidegate.model.ports import Method, PortsRow
@@ -254,6 +260,33 @@ def test_without_entering_a_namespace_closes_tell_what_waits(lab: Lab) -> None:
     finally:
         signal.close()
         tcp.close()
+
+
+def test_a_hundred_thousand_sockets_take_no_memory_of_the_agent(tmp_path: Path) -> None:
+    """Ten times as many sockets to the same upstreams; the first round makes the rows."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    with RunningAgent(tmp_path, port, interval="500ms", signals="tcp: {max_sockets: 131072}") as agent:
+        memory = []
+        for sockets in (10_000, 10_000, 100_000):
+            with held(sockets, range(7001, 7007)) as use:
+                use()
+                # Half of the ends are clients, each with a port of its own.
+                agent.wait_for("all ports", lambda n=sockets: ports_used_on_loopback(agent) >= n * 0.49, 60)
+                for _ in range(6):
+                    agent.snapshot()
+                memory.append(resident(agent.process.pid))
+        # 45 bytes for each more: less than any object of Python's.
+        assert memory[2] - memory[1] < 4 << 20
+
+
+def ports_used_on_loopback(agent: RunningAgent) -> float:
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(agent.metrics())
+        for sample in family.samples
+        if sample.name == "tidegate_ports_used" and sample.labels["source"].startswith("127.")
+    )
 
 
 def test_a_namespace_that_disappears_is_skipped(lab: Lab, measurement: Measurement) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple, Self
 
 from tidegate.kernel import layouts
@@ -70,7 +70,7 @@ class Visit(NamedTuple):
 @lru_cache(maxsize=4096)
 def address_text(family: int, address: bytes) -> str:
     """Return an address as people write it."""
-    return str(IPv4Address(address[:4]) if family == 4 else IPv6Address(address))
+    return inet_ntop(AF_INET, address[:4]) if family == 4 else inet_ntop(AF_INET6, address)
 
 
 def upstream_of(key: layouts.PortsKey) -> Upstream:

@@ -8,6 +8,7 @@ import multiprocessing
 import resource
 import socket
 import statistics
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -55,6 +56,8 @@ def hold(count: int, orders: Connection, port: int) -> None:
     """Hold open connections, and use each at every order, until the pipe ends; answers when all is done."""
     with listener(port) as server:
         pairs = [connection(server, n % 16) for n in range(count)]
+        for client, _ in pairs:  # so that none of them stays in TIME_WAIT
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with contextlib.suppress(EOFError):
             while True:
                 orders.send(None)

@@ -28,7 +28,7 @@ from tests.lab.remains import wait_until
 from tests.lab.test_identity import resident
 from tidegate.identity.services import Service as Named
 from tidegate.measurement import Bounds, Measurement
-from tidegate.model.ports import Method, PortsRow
+from tidegate.model.ports import ListenerRow, Method, NamespaceRow, PortsRow
 from tidegate.model.snapshot import View
 from tidegate.ports.watch import PortsWatch
 from tidegate.signals.ports import PortsSignal
@@ -67,6 +67,14 @@ def counted_by_ss(host: Host) -> Counter[tuple[str, str]]:
         for line in lines
         if line[0] not in ("LISTEN", "SYN-RECV")
     )
+
+
+def namespaces_of(view: View) -> dict[int, NamespaceRow]:
+    return {row.netns: row for row in view.namespaces or ()}
+
+
+def listeners_of(view: View, service: Service) -> list[ListenerRow]:
+    return [row for row in view.listeners or () if row.service == service.unit]
 
 
 def outcomes(results: Results) -> Counter[str]:
@@ -294,19 +302,10 @@ def test_a_namespace_that_disappears_is_skipped(lab: Lab, measurement: Measureme
     shop = lab.host("gateway", 5).service("shop")
     shop.generate(Plan((Step("10.0.0.6", 5000, 5, hold=True),)))
     gone = lab.host("gone", 9)
-    view = measurement.measure()
-    assert view.namespaces is not None
-    before = {row.netns for row in view.namespaces}
     inode = os.stat(f"/run/netns/{gone.namespace}").st_ino
-    assert inode in before
+    wait_until(lambda: inode in namespaces_of(measurement.measure()), "known", 20)
     subprocess.run(["ip", "netns", "delete", gone.namespace], check=True)
-
-    def forgotten() -> bool:
-        rows = measurement.measure().namespaces
-        assert rows is not None
-        return inode not in {row.netns for row in rows}
-
-    wait_until(forgotten, "forgotten", 60)
+    wait_until(lambda: inode not in namespaces_of(measurement.measure()), "forgotten", 60)
     assert rows_of(measurement.measure(), shop)["10.0.0.5", INVENTORY].used == 5
 
 
@@ -323,9 +322,8 @@ def test_the_backlog_of_a_listener_that_does_not_accept(lab: Lab, measurement: M
     process.stdout.close()
     shop = lab.host("gateway", 5).service("shop")
     shop.generate(Plan((Step("10.0.0.7", 6000, 12, hold=True),)))
-    view = measurement.measure()
-    assert view.listeners is not None
-    row = next(row for row in view.listeners if row.service == slow.unit)
+    wait_until(lambda: bool(listeners_of(measurement.measure(), slow)), "listening", 20)
+    (row,) = listeners_of(measurement.measure(), slow)
     assert (row.endpoint, row.backlog, row.limit, row.somaxconn) == ("10.0.0.7:6000", 12, 20, 20)
     assert process.stdin is not None
     process.stdin.close()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 #: The share of one CPU that visits may take, and what may be saved up, in s.
 SHARE, SAVED = 0.01, 0.05
-#: A namespace in which nothing happens is visited every so many seconds.
+#: A namespace in which ports are plenty is visited every so many seconds.
 QUIET = 5.0
 
 
 class Rounds:
     """The order of visits; times are monotonic seconds.
 
-    A namespace in which ports are taken is due at each tick, another one after some seconds; what is due longest
+    A namespace in which ports are scarce is due at each tick, another one after some seconds; what is due longest
     comes first, as long as the visits before have not used up their share.
     """
 
@@ -23,14 +23,14 @@ class Rounds:
         self._visited: dict[int, float] = {}
         self._saved, self._at = SAVED, now
 
-    def due(self, namespaces: Collection[int], active: Set[int], now: float) -> list[int]:
-        """Return the namespaces to be visited, the most urgent first; ask :meth:`may_go_on` before each."""
+    def due(self, namespaces: Collection[int], scarce: Set[int], now: float) -> list[int]:
+        """Return those to be visited, the most urgent first; ask :meth:`may_go_on` before each."""
         self._saved = min(self._saved + (now - self._at) * SHARE, SAVED)
         self._at = now
         self._visited = {netns: at for netns, at in self._visited.items() if netns in namespaces}
         ages = {netns: now - self._visited.get(netns, float("-inf")) for netns in namespaces}
-        due = [netns for netns, age in ages.items() if netns in active or age >= QUIET]
-        return sorted(due, key=lambda netns: -ages[netns] * (QUIET if netns in active else 1.0))
+        due = [netns for netns, age in ages.items() if netns in scarce or age >= QUIET]
+        return sorted(due, key=lambda netns: -ages[netns] * (QUIET if netns in scarce else 1.0))
 
     def may_go_on(self) -> bool:
         """Say whether there is time left for another visit."""

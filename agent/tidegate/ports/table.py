@@ -29,6 +29,9 @@ _STILL_NOW = 2.0
 #: Seconds for which open connections must have become more for that to be growth; where ports are few, and else.
 _GROWTH_NEAR, _GROWTH = 2.0, 5.0
 
+#: The share of the ports above which each is to be known, and not only what closes tell.
+_PRESSING = 0.05
+
 ServiceOf = Callable[[int], Service]
 #: A namespace and an upstream in it.
 Place = tuple[int, str]
@@ -59,6 +62,8 @@ class PortsTable:
         self._open: dict[Upstream, Level] = {}
         self._visits: dict[int, _Visited] = {}
         self.left_out = 0
+        #: Namespaces in which more than a small share of the ports towards an upstream is held.
+        self.pressing: set[int] = set()
 
     def add(self, records: Iterable[Record], service_of: ServiceOf, now: float) -> None:
         """Take what connections did in the interval that ends at ``now`` (monotonic seconds)."""
@@ -85,10 +90,9 @@ class PortsTable:
         self._visits[netns] = _Visited(now, visit, left)
 
     @property
-    def active(self) -> set[int]:
-        """Namespaces in which ports are taken, or wait."""
-        busy = {netns for netns, _ in self._flows}
-        return busy | {netns for netns, visited in self._visits.items() if visited.visit.waiting}
+    def namespaces(self) -> set[int]:
+        """Namespaces in which connections were seen in the last minute."""
+        return {netns for netns, _ in self._flows}
 
     def rows(
         self,
@@ -110,6 +114,7 @@ class PortsTable:
             for upstream, pool in pools.items()
             for row in self._rows_of(upstream, pool, settings.get(upstream.netns), now, interval)
         ]
+        self.pressing = {row.netns for row in rows if row.limit is not None and row.shared > row.limit * _PRESSING}
         rows.sort(key=lambda row: (-row.used, row.netns, row.service, row.endpoint))
         self.left_out += max(len(rows) - self._max_rows, 0)
         return tuple(rows[: self._max_rows])

@@ -54,8 +54,7 @@ class PortsWatch:
         for (cgroup, upstream), count in self._signal.held().items():
             key = service_of(cgroup), upstream
             held[key] = held.get(key, 0) + count
-        busy = self._table.active | {upstream.netns for _, upstream in held}
-        self._visit(busy, now)
+        self._visit(self._table.namespaces | {upstream.netns for _, upstream in held}, now)
         settings = self._signal.settings(time.monotonic_ns())
         ports = self._table.rows(held, settings, {}, now, interval)
         listeners = listener_rows(self._visits, settings, service_of)
@@ -65,11 +64,11 @@ class PortsWatch:
         """Return what found no place."""
         return {**self._signal.losses(), "ports_rows_full": self._table.left_out}
 
-    def _visit(self, busy: set[int], now: float) -> None:
-        paths = self._directory.paths(busy, now)
+    def _visit(self, wanted: set[int], now: float) -> None:
+        paths = self._directory.paths(wanted, now)
         self._visits = {netns: visit for netns, visit in self._visits.items() if netns in paths}
         self.refused = {netns: reason for netns, reason in self.refused.items() if netns in paths}
-        for netns in self._rounds.due(paths.keys(), busy, now):
+        for netns in self._rounds.due(paths.keys(), self._table.pressing, now):
             if not self._rounds.may_go_on():
                 return
             began = self._clock()

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.unit
 
 def visits(namespaces: list[int], active: set[int], took: float, ticks: int) -> list[list[int]]:
     """Tick once a second and return who was visited in each."""
-    rounds, done = Rounds(0.0), []
+    rounds, done = Rounds(), []
     for tick in range(ticks):
         visited = []
-        for netns in rounds.due(namespaces, active, float(tick)):
+        for netns in rounds.due(namespaces, active, active, float(tick)):
             if not rounds.may_go_on():
                 break
             rounds.visited(netns, float(tick), took)
@@ -32,6 +32,10 @@ def test_the_active_are_visited_at_each_tick_and_the_quiet_now_and_then() -> Non
     for netns in (1, 3):
         at = [tick for tick, visited in enumerate(done) if netns in visited]
         assert at == [0, QUIET, 2 * QUIET]
+
+
+def test_the_first_visits_are_where_clients_are() -> None:
+    assert Rounds().due([1, 2, 3, 4], set(), {3}, 0.0) == [3, 1, 2, 4]
 
 
 def test_visits_take_no_more_than_their_share() -> None:
@@ -57,13 +61,16 @@ def test_it_is_looked_anew_where_one_is_missing_but_not_at_each_tick() -> None:
     directory = Directory(look)
     assert directory.paths({5}, 0.0) == {5: Path("/proc/5/ns/net")}
     directory.paths({5, 6}, 1.0)
-    assert len(looks) == 1
+    assert len(looks) == 2
+    # It isn't to be found: not at once again.
     directory.paths({5, 6}, 2.0)
     assert len(looks) == 2
-    directory.paths({5}, 20.0)
-    assert len(looks) == 2
-    directory.paths({5}, 32.0)
+    directory.paths({5, 6}, 6.0)
     assert len(looks) == 3
-    directory.forget(5)
-    directory.paths({5}, 34.0)
+    directory.paths({5}, 20.0)
+    assert len(looks) == 3
+    directory.paths({5}, 36.0)
     assert len(looks) == 4
+    directory.forget(5)
+    directory.paths({5}, 37.0)
+    assert len(looks) == 5

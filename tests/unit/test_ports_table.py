@@ -86,6 +86,13 @@ def test_between_visits_closes_go_on_counting() -> None:
     assert table.tick(visited=visit(12))[SHOP.name].time_wait == 12
 
 
+def test_a_visit_may_be_long_ago() -> None:
+    table = Table()
+    table.tick(record(local=10), visited=visit(10))
+    used = [table.tick(record(local=20))[SHOP.name].time_wait for _ in range(50)]
+    assert used == [30 + 20 * n for n in range(50)]
+
+
 def test_after_a_minute_what_waited_is_over() -> None:
     table = Table()
     table.tick(record(local=10), visited=visit(10))
@@ -187,7 +194,7 @@ def test_ends_in_the_next_minute_are_what_was_left_in_the_last(steps: list[tuple
     for delay, closes in steps:
         now += delay
         flow.add(now, 0, {"local": closes}, 0, 0)
-    assert sum(flow.expiries(now)) == flow.left_behind(now, now - 60)
+    assert sum(flow.expiries(now)) == flow.waiting
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ class Flow:
         self._second = int(now)
         self._recent: deque[tuple[float, int, int]] = deque()
         self.closes: dict[str, int] = {}
-        self.left_behind_in_all = 0
+        #: Ports that were left in TIME_WAIT in the last minute.
+        self.waiting = 0
         self.exhausted = 0
         self.exhausted_at = float("-inf")
         self.touched = now
@@ -35,7 +36,7 @@ class Flow:
 
         ``closes`` are by who was first; those that were ``resets`` of this side leave no port behind.
         """
-        self._forget_until(now)
+        self._advance(now)
         for name, n in closes.items():
             self.closes[name] = self.closes.get(name, 0) + n
         left_behind = closes["local"] - resets
@@ -43,7 +44,7 @@ class Flow:
             self.touched = now
         if left_behind > 0:
             self._bins[int(now) % _BINS] += left_behind
-            self.left_behind_in_all += left_behind
+            self.waiting += left_behind
         if exhausted:
             self.exhausted += exhausted
             self.exhausted_at = now
@@ -62,11 +63,6 @@ class Flow:
         """Return how many connects a second there are."""
         return self._rate(1, interval)
 
-    def left_behind(self, now: float, since: float) -> int:
-        """Return how many ports were left in TIME_WAIT after ``since`` and until ``now``, in the last minute."""
-        first, last = max(int(since) + 1, int(now) - TIME_WAIT + 1), int(now)
-        return sum(self._bins[second % _BINS] for second in range(first, min(last, self._second) + 1))
-
     def expiries(self, now: float) -> list[int]:
         """Return how many of them end in each of the next 60 seconds."""
         oldest = int(now) - TIME_WAIT + 1
@@ -81,11 +77,12 @@ class Flow:
             return first[place] / interval if interval > 0 else 0.0
         return sum(entry[place] for entry in later) / (later[-1][0] - first[0])
 
-    def _forget_until(self, now: float) -> None:
-        second = int(now)
-        for passed in range(self._second + 1, min(second, self._second + _BINS) + 1):
-            self._bins[passed % _BINS] = 0
-        self._second = max(second, self._second)
+    def _advance(self, now: float) -> None:
+        """Let the minute end of what was left behind a minute before."""
+        for second in range(self._second + 1, min(int(now), self._second + _BINS) + 1):
+            self.waiting -= self._bins[(second - TIME_WAIT) % _BINS]
+            self._bins[(second - TIME_WAIT) % _BINS] = 0
+        self._second = max(int(now), self._second)
 
 
 class Level:

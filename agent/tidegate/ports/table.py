@@ -46,11 +46,11 @@ class Pool(NamedTuple):
 
 
 class _Visited(NamedTuple):
-    """A visit with its time, and what flows had left behind in all until then."""
+    """A visit with its time, and what should have waited then to go by the closes."""
 
     at: float
     visit: Visit
-    left: Mapping[Place, int]
+    then: Mapping[Place, int]
 
 
 class PortsTable:
@@ -86,8 +86,8 @@ class PortsTable:
 
     def visited(self, netns: int, visit: Visit, now: float) -> None:
         """Take what was found in a namespace at this moment."""
-        left = {place: _left(flows) for place, flows in self._flows.items() if place[0] == netns}
-        self._visits[netns] = _Visited(now, visit, left)
+        then = {place: _waiting(flows) for place, flows in self._flows.items() if place[0] == netns}
+        self._visits[netns] = _Visited(now, visit, then)
 
     @property
     def namespaces(self) -> set[int]:
@@ -141,21 +141,16 @@ class PortsTable:
 
     def _waiting(self, upstream: Upstream, now: float, sources: int) -> tuple[Waiting, Method]:
         """Return what waits: as found now, or as found before and what was closed and has ended since."""
-        by_service = self._flows_to(upstream)
-        flows = by_service.values()
+        flows = self._flows_to(upstream)
         if upstream.netns not in self._visits:
-            closed = sum(flow.left_behind(now, now - TIME_WAIT) for flow in flows) // sources
+            closed = _waiting(flows) // sources
             return Waiting(closed, closed, 0), Method.CLOSES
-        at, visit, left = self._visits[upstream.netns]
+        at, visit, then = self._visits[upstream.netns]
         found = visit.waiting.get(upstream, Waiting(0, 0, 0))
         if at == now:
             return found, Method.SOCKETS
-        came = max(_left(by_service) - left.get((upstream.netns, upstream.endpoint), 0), 0) // sources
-        went = (
-            sum(flow.left_behind(at, at - TIME_WAIT) - flow.left_behind(at, now - TIME_WAIT) for flow in flows)
-            // sources
-        )
-        change = max(came - max(went, 0), -found.sockets)
+        change = (_waiting(flows) - then.get((upstream.netns, upstream.endpoint), 0)) // sources
+        change = max(change, -found.sockets)
         timestamped = max(min(found.timestamped + change, found.sockets + change), 0)
         return Waiting(found.sockets + change, timestamped, min(found.reusable, timestamped)), Method.SOCKETS
 
@@ -163,7 +158,7 @@ class PortsTable:
         self, upstream: Upstream, pool: Pool, settings: Settings | None, now: float, interval: float
     ) -> Iterable[PortsRow]:
         flows = self._flows_to(upstream)
-        waits = self._divided(pool, flows, now)
+        waits = _divided_by_closes(pool, flows)
         if pool.waiting.sockets and not waits:
             waits = {UNKNOWN: pool.waiting.sockets}
         reusable = divided(pool.waiting.reusable, waits)
@@ -194,16 +189,6 @@ class PortsTable:
                 time_to_exhaustion=left,
                 method=pool.method,
             )
-
-    def _divided(self, pool: Pool, flows: Mapping[Service, Flow], now: float) -> dict[Service, int]:
-        """Say whose the sockets are that wait: of those who closed in the last minute, else of those connected."""
-        waiting = pool.waiting.sockets
-        if not waiting:
-            return {}
-        if len(flows) == 1 and pool.held.keys() <= flows.keys():
-            return dict.fromkeys(flows, waiting)
-        closed = {service: flow.left_behind(now, now - TIME_WAIT) for service, flow in flows.items()}
-        return divided(waiting, closed) or divided(waiting, pool.held)
 
     def _time_left(
         self,
@@ -261,8 +246,19 @@ class PortsTable:
         self._visits = {netns: visited for netns, visited in self._visits.items() if now - visited.at <= _KEPT}
 
 
-def _left(flows: Mapping[Service, Flow]) -> int:
-    return sum(flow.left_behind_in_all for flow in flows.values())
+def _waiting(flows: Mapping[Service, Flow]) -> int:
+    return sum(flow.waiting for flow in flows.values())
+
+
+def _divided_by_closes(pool: Pool, flows: Mapping[Service, Flow]) -> dict[Service, int]:
+    """Say whose the sockets are that wait: of those who closed in the last minute, else of those connected."""
+    waiting = pool.waiting.sockets
+    if not waiting:
+        return {}
+    if len(flows) == 1 and pool.held.keys() <= flows.keys():
+        return dict.fromkeys(flows, waiting)
+    closed = {service: flow.waiting for service, flow in flows.items()}
+    return divided(waiting, closed) or divided(waiting, pool.held)
 
 
 def divided(count: int, weights: Mapping[Service, int]) -> dict[Service, int]:

@@ -33,11 +33,11 @@ class PortsWatch:
         signal: PortsSignal,
         max_rows: int,
         look: Callable[[], Mapping[int, Path]] = network_namespaces,
-        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
-        self._signal, self._clock = signal, clock
+        self._signal, self._cpu_clock = signal, cpu_clock
         self._table = PortsTable(max_rows)
-        self._rounds = Rounds(clock())
+        self._rounds = Rounds()
         self._directory = Directory(look)
         self._visits: dict[int, Visit] = {}
         #: The reason for each namespace that could not be entered, by inode.
@@ -68,12 +68,12 @@ class PortsWatch:
         paths = self._directory.paths(wanted, now)
         self._visits = {netns: visit for netns, visit in self._visits.items() if netns in paths}
         self.refused = {netns: reason for netns, reason in self.refused.items() if netns in paths}
-        for netns in self._rounds.due(paths.keys(), self._table.pressing, now):
+        for netns in self._rounds.due(paths.keys(), self._table.pressing, wanted, now):
             if not self._rounds.may_go_on():
                 return
-            began = self._clock()
+            began = self._cpu_clock()
             visit, refused = self._signal.visit(netns, paths[netns])
-            self._rounds.visited(netns, now, self._clock() - began)
+            self._rounds.visited(netns, now, self._cpu_clock() - began)
             if visit is not None:
                 self._visits[netns] = visit
                 self._table.visited(netns, visit, now)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens connections at a fixed rate and closes each at once; run as ``python -m lab.churn``.
 
-Arguments: address, port, connections a second, and the most seconds. Prints what became of them as a line of JSON:
+Arguments: address, port, connections a second, and the most seconds. Prints a line when it is ready, and begins
+when it is given one. Prints what became of the connections as a line of JSON:
 connects that succeeded, those that found no port, and when the first of these came (CLOCK_MONOTONIC). It ends a
 second after that, or when nobody reads its output any more.
 """
@@ -44,4 +45,6 @@ def churn(address: str, port: int, rate: float, seconds: float) -> dict[str, flo
 
 if __name__ == "__main__":
     os.setpriority(os.PRIO_PROCESS, 0, -20)  # a steady rate also on a busy machine
+    print("ready", flush=True)
+    sys.stdin.readline()
     print(json.dumps(churn(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))))

@@ -198,10 +198,11 @@ def test_ends_in_the_next_minute_are_what_was_left_in_the_last(steps: list[tuple
 
 
 @pytest.mark.parametrize(
-    ("values", "growth"), [([0, 10, 20, 30], 10), ([0, 30, 30, 30], 0), ([0, 30], 0), ([30, 20, 10, 0], 0)]
+    ("values", "growth"),
+    [([0, 10, 20, 30], 10), ([0, 3, 6, 9], 0), ([0, 30, 30, 30], 0), ([0, 30], 0), ([30, 20, 10, 0], 0)],
 )
 def test_growth_is_in_both_halves(values: list[int], growth: float) -> None:
     level = Level()
     for second, value in enumerate(values):
         level.add(float(second), value)
-    assert level.growth(2.0) == growth
+    assert level.growth(2.0, 10) == growth

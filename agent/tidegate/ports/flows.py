@@ -99,10 +99,13 @@ class Level:
         while now - self._samples[0][0] > 30.0:
             self._samples.popleft()
 
-    def growth(self, least: float) -> float:
-        """Return by how much it grows a second; 0 unless it grew in both halves of ``least`` seconds or more."""
+    def growth(self, seconds: float, least: int) -> float:
+        """Return by how much it grows a second.
+
+        0 unless it grew by more than ``least``, in both halves of so many seconds or more.
+        """
         (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
-        if last_at - first_at < least or last <= first:
+        if last_at - first_at < seconds or last - first <= least:
             return 0.0
         middle = self._samples[len(self._samples) // 2][1]
         return (last - first) / (last_at - first_at) if first < middle < last else 0.0

@@ -27,7 +27,9 @@ _KEPT = 90.0
 #: Connects that failed so many seconds ago still mean now.
 _STILL_NOW = 2.0
 #: Seconds for which open connections must have become more for that to be growth; where ports are few, and else.
-_GROWTH_NEAR, _GROWTH = 2.0, 5.0
+_GROWTH_NEAR, _GROWTH = 3.0, 5.0
+#: So many more of them are none, or a hundredth of the ports.
+_NOISE = 10
 
 #: The share of the ports above which each is to be known, and not only what closes tell.
 _PRESSING = 0.05
@@ -220,7 +222,7 @@ class PortsTable:
                 waiting=blocked,
                 limit=limit,
                 closes=closes,
-                growth=level.growth(_GROWTH_NEAR if is_near else _GROWTH),
+                growth=level.growth(_GROWTH_NEAR if is_near else _GROWTH, max(limit // 100, _NOISE)),
                 hold=settings.reuse_delay if works else float(TIME_WAIT),
             ),
             lambda: [float(blocked)] if works else _expiries(flows, blocked, now),

@@ -22,20 +22,22 @@ from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.rates import Rates
-from tidegate.signals import tcp_fields
+from tidegate.resource_measurement import Pace, ResourceMeasurement
+from tidegate.signals import resource_fields, tcp_fields
 from tidegate.signals.tcp import TcpSignal
 from tidegate.totals import RowKey, Totals
 
 log = logging.getLogger("tidegate")
 
 #: What is measured, a table for each part of the view.
-TABLES = (tcp_fields.TABLE,)
+TABLES = (tcp_fields.TABLE, resource_fields.TABLE, resource_fields.NODE_TABLE)
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept: in the kernel rows of one interval and sockets; rows since the start, idle in s.
 
-    Where rows are too many, open connections are counted anew every ``recount`` seconds.
+    Where rows are too many, open connections are counted anew every ``recount`` seconds. The resources of a
+    service are read every ``resource_interval`` seconds, of at most ``cgroups_per_second`` services in a second.
     """
 
     kernel_rows: int = 8192
@@ -44,6 +46,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: int = 200
     idle: float = 900.0
     recount: float = 10.0
+    resource_interval: float = 1.0
+    cgroups_per_second: int = 200
 
 
 class Measurement:
@@ -81,6 +85,13 @@ class Measurement:
                     len(self._tcp.unadopted),
                     self._tcp.unadopted[0],
                 )
+            self._resources = ResourceMeasurement(
+                host,
+                host_root,
+                self._services,
+                Pace(bounds.resource_interval, bounds.cgroups_per_second, bounds.rows),
+                stack,
+            )
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
@@ -104,7 +115,10 @@ class Measurement:
         self.totals.add(records, self._services.of, read_at)
         self._recount_open(read_at)
         now = self.totals.sample()
-        snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=node())
+        resources = self._resources.read(read_at)
+        here = msgspec.structs.replace(node(), resources=self._resources.node)
+        snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=here)
+        snapshot = msgspec.structs.replace(snapshot, resources=resources)
         self._measured_at = read_at
         health = self._health(ticks or Ticks(), began, len(now))
         return View(**msgspec.structs.asdict(snapshot), health=health)
@@ -144,7 +158,11 @@ class Measurement:
             self._services.rescan()
 
     def _read_programs(self) -> dict[str, ProgramHealth]:
-        programs = (*self._tcp.bpf.programs.values(), *self._cgroups.bpf.programs.values())
+        programs = (
+            *self._tcp.bpf.programs.values(),
+            *self._cgroups.bpf.programs.values(),
+            *self._resources.programs,
+        )
         return read_programs(programs, self._statistics or statistics_enabled())
 
     def _health(self, ticks: Ticks, began: float, rows: int) -> Health:
@@ -154,11 +172,12 @@ class Measurement:
             version=__version__,
             pid=os.getpid(),
             loader="libbpf",
-            maps=self._tcp.maps() | self._cgroups.maps(),
+            maps=self._tcp.maps() | self._cgroups.maps() | self._resources.maps(),
             programs=self._programs,
             statistics_refused=self._statistics_refused,
-            events_lost=self._cgroups.losses(),
-            losses=self._tcp.losses() | {"rows_folded": self.totals.folded},
+            events_lost=self._cgroups.losses() | self._resources.events_lost(),
+            losses=self._tcp.losses() | {"rows_folded": self.totals.folded} | self._resources.losses(),
+            skipped=self._resources.skipped(),
             rows=rows,
             rows_limit=self.bounds.rows,
             ticks=ticks.taken,

@@ -19,7 +19,13 @@ from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
 from tidegate.signals import tcp
 
-_OBJECTS = {"tcp": "connections, failures and handshakes", "cgroup": "names of services that live shortly"}
+_OBJECTS = {
+    "tcp": "connections, failures and handshakes",
+    "cgroup": "names of services that live shortly",
+    "oom": "whose the processes are that are killed for want of memory",
+}
+#: What the agent goes on without.
+_OPTIONAL = ("oom",)
 
 
 def doctor(
@@ -50,7 +56,7 @@ def _load(name: str, purpose: str) -> Feature:
     except TidegateError as error:
         return Feature(
             name=f"programs:{name}",
-            state=State.UNAVAILABLE,
+            state=State.DEGRADED if name in _OPTIONAL else State.UNAVAILABLE,
             reason=f"{purpose}: {error}",
             remedy="mend what stands above; if all of it is ok, report this with the kernel's version",
         )

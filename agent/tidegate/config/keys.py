@@ -38,12 +38,20 @@ class TcpSignal(Section, frozen=True, kw_only=True):
     max_sockets: Annotated[int, Meta(ge=64, le=1_048_576)] = 65_536
 
 
+class ResourceSignal(Section, frozen=True, kw_only=True):
+    """CPU, memory and stalls of node and services."""
+
+    interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
+    cgroups_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
+
+
 class Signals(Section, frozen=True, kw_only=True):
     """What is measured, and how often."""
 
     interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
     program_statistics: bool = False
     tcp: TcpSignal = TcpSignal()
+    resources: ResourceSignal = ResourceSignal()
 
 
 class Services(Section, frozen=True, kw_only=True):

@@ -70,6 +70,12 @@ def _losses(health: Health) -> Iterator[Metric]:
     yield _counters(
         "losses_total", "What could not be tracked or told apart, by kind.", "kind", health.losses.items()
     )
+    yield _counters(
+        "skipped_total",
+        "What went away while it was read, or can't be read, by kind.",
+        "kind",
+        health.skipped.items(),
+    )
 
 
 def _ticks(health: Health) -> Iterator[Metric]:

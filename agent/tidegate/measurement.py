@@ -115,7 +115,7 @@ class Measurement:
         self.totals.add(records, self._services.of, read_at)
         self._recount_open(read_at)
         now = self.totals.sample()
-        resources = self._resources.read(read_at)
+        resources = self._resources.read(read_at, {key.service for key in now})
         here = msgspec.structs.replace(node(), resources=self._resources.node)
         snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=here)
         snapshot = msgspec.structs.replace(snapshot, resources=resources)

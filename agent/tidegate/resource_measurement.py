@@ -7,12 +7,13 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tidegate.errors import KernelError
 from tidegate.identity.cgroups import Services, text_of, tree, walk
+from tidegate.identity.executables import Executables
 from tidegate.identity.services import OTHER, UNKNOWN, Service
 from tidegate.kernel.objects import Program
 from tidegate.kernel.probe import Host
@@ -55,8 +56,10 @@ class ResourceMeasurement:
         }
         self._host, self._pace = host, pace
         self._cgroups = AllCgroups(services, list(dict.fromkeys(v1.values())))
+        files = CgroupFiles(unified, v1, pressure=host.pressure)
+        self._executables = Executables(files.processes)
         self._resources = Resources(
-            CgroupFiles(unified, v1, pressure=host.pressure),
+            files,
             interval=pace.interval,
             per_second=pace.per_second,
             most=pace.most,
@@ -69,8 +72,11 @@ class ResourceMeasurement:
         self._resources.read(self._cgroups.at(now), now)
         self.node: NodeResources | None = None
 
-    def read(self, now: float) -> tuple[ResourceRow, ...]:
-        """Read what is due and return the rows; ``node`` is the node's then. ``now`` is monotonic seconds."""
+    def read(self, now: float, connected: Collection[Service]) -> tuple[ResourceRow, ...]:
+        """Read what is due and return the rows; ``node`` is the node's then. ``now`` is monotonic seconds.
+
+        Of services that are ``connected`` the programs are told too.
+        """
         self._kills.count([] if self._oom is None else self._oom.read(), self._sample.oom_kills)
         if self.node is None or now - self._sample.at >= 0.9 * self._pace.interval:
             before, self._sample = self._sample, sample(now, pressure=self._host.pressure)
@@ -80,8 +86,11 @@ class ResourceMeasurement:
                 virtual=self._host.virtual,
                 oom_kills=self._kills.of_node(self._sample.oom_kills),
             )
-        self._resources.read(self._cgroups.at(now), now)
-        return self._resources.rows(None if self._oom is None else self._kills.by_service, {})
+        cgroups = self._cgroups.at(now)
+        self._resources.read(cgroups, now)
+        self._executables.look(cgroups, connected, now)
+        kills = None if self._oom is None else self._kills.by_service
+        return self._resources.rows(kills, self._executables.by_service)
 
     @property
     def programs(self) -> list[Program]:
@@ -101,8 +110,8 @@ class ResourceMeasurement:
         return {**self._resources.losses(), "oom_unattributed": self._kills.unattributed}
 
     def skipped(self) -> dict[str, int]:
-        """Return what went away while it was read."""
-        return self._resources.skipped()
+        """Return what went away while it was read, or can't be read."""
+        return self._resources.skipped() | self._executables.skipped()
 
 
 class Kills:

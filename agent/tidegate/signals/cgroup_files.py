@@ -12,7 +12,6 @@ from typing import NamedTuple
 PRESSURES = ("cpu", "memory", "io")
 #: A v1 limit from here on is none: it is as much as the kernel's counter of pages can hold.
 _NO_LIMIT = 1 << 62
-#: Longer than any file that is read here, but for a list of processes.
 _SIZE = 16384
 
 
@@ -95,7 +94,7 @@ class CgroupFiles:
     def processes(self, path: str) -> list[int]:
         """Return the processes that are in the cgroup itself, in any hierarchy; none where it is gone."""
         for root in self.roots:
-            if found := read(f"{root}{path}/cgroup.procs", 1 << 20):
+            if found := read(f"{root}{path}/cgroup.procs", whole=True):
                 return [int(pid) for pid in found.split()]
         return []
 
@@ -152,17 +151,21 @@ class CgroupFiles:
         return None if limit >= _NO_LIMIT else limit
 
 
-def read(path: str, size: int = _SIZE) -> bytes | None:
-    """Return the content of a small file of the kernel; None where it can't be read.
+def read(path: str, *, whole: bool = False) -> bytes | None:
+    """Return the content of a file of the kernel; None where it can't be read.
 
-    By hand: opening, reading and closing take 6 us so, through a file object of Python three times that.
+    A file that is one record comes in one read, others a page at a time: those need ``whole``. By hand: opening,
+    reading and closing take 6 us so, through a file object of Python three times that.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return os.read(descriptor, size)
+        text = os.read(descriptor, _SIZE)
+        while whole and (more := os.read(descriptor, _SIZE)):
+            text += more
+        return text
     except OSError:  # the cgroup has gone since, or PSI is compiled in but off
         return None
     finally:

@@ -35,7 +35,7 @@ def sample(now: float, *, pressure: bool, proc: Path = Path("/proc")) -> NodeSam
     memory = psutil.virtual_memory()
     # Guests are in user and nice already (proc(5), /proc/stat).
     total = sum(cpu) - cpu.guest - cpu.guest_nice
-    vmstat = read(f"{proc}/vmstat", 1 << 16)
+    vmstat = read(f"{proc}/vmstat", whole=True)
     stalls: tuple[Stalls | None, ...] = (None,) * len(PRESSURES)
     if pressure:
         stalls = tuple(read_stalls(f"{proc}/pressure/{resource}") for resource in PRESSURES)

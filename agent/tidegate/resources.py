@@ -15,8 +15,9 @@ from tidegate.identity.services import Service
 from tidegate.model.resources import Executable, Pressure, ResourceRow
 from tidegate.signals.cgroup_files import PRESSURES, CgroupFiles, Limits, Reading, least
 
-#: Limits are set when a service starts and seldom later: they are read again after so many seconds.
-LIMITS_KEPT = 30.0
+#: Limits are set soon after a cgroup is made and seldom later: they are read with everything else for so many
+#: seconds, and then every so many.
+LIMITS_AWAITED, LIMITS_KEPT = 10.0, 30.0
 #: Where the counters stand that a reading has.
 _CPU, _PERIODS, _THROTTLED, _THROTTLED_SECONDS, _STALLS = range(5)
 _COUNTERS = _STALLS + 2 * len(PRESSURES)
@@ -37,11 +38,11 @@ class Watched:
     ``totals`` go on growing when a cgroup is made anew.
     """
 
-    __slots__ = ("at", "limits", "limits_at", "looks", "own_limit", "paths", "row", "totals")
+    __slots__ = ("at", "limits", "limits_at", "looks", "own_limit", "paths", "row", "since", "totals")
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = topmost(paths)
-        self.at = self.limits_at = -math.inf
+        self.at = self.limits_at = self.since = -math.inf
         self.looks: dict[str, Look] = {}
         self.totals: Counters = [None] * _COUNTERS
         self.limits = Limits(None, None)
@@ -155,7 +156,9 @@ class Resources:
             look = Look(now, _counters(reading))
             _add(watched.totals, rates, watched.looks.get(path), look)
             watched.looks[path] = look
-        if now - watched.limits_at >= LIMITS_KEPT:
+        if is_first:
+            watched.since = now
+        if now - watched.since < LIMITS_AWAITED or now - watched.limits_at >= LIMITS_KEPT:
             watched.limits_at = now
             self._read_limits(watched, now)
         watched.row = _row(key, watched, rates, readings) if readings else None

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.unit
 
 BEFORE = NodeSample(
     at=100.0,
+    cpus=4,
     total=1000.0,
     busy=400.0,
     steal=10.0,
@@ -43,6 +44,14 @@ def test_shares_are_of_the_time_between_two_looks() -> None:
         "memory": Pressure(some_seconds=2.0, some=0.0, full_seconds=None, full=None),
     }
     assert found.pressure_seconds == {("cpu", "some"): 6.0, ("cpu", "full"): 1.5, ("memory", "some"): 2.0}
+
+
+def test_what_is_counted_back_is_no_negative_share() -> None:
+    back = NOW._replace(busy=BEFORE.busy - 1e-9, steal=BEFORE.steal - 1)
+    found = node_resources(BEFORE, back, virtual=True, oom_kills=0)
+    assert (found.cpu, found.steal) == (0.0, 0.0)
+    again = node_resources(BEFORE, BEFORE, virtual=True, oom_kills=0)
+    assert (again.cpu, again.steal) == (None, None)
 
 
 def test_bare_metal_has_no_steal_and_a_guest_that_lost_nothing_0() -> None:

@@ -70,14 +70,16 @@ def test_limits_above_hold_too_and_are_read_again_after_a_while(tmp_path: Path) 
     found.read(services, 0.0)
     (row,) = found.rows({}, {})
     assert (row.cpu_limit, row.memory_limit) == (0.5, 1000)
-    write(tmp_path / "a.slice", memory__max="1500\n")
-    for now in range(1, 30):
+    cgroup(tmp_path, services[WEB][0], 1, memory__max="800\n", cpu__max="20000 100000\n")  # set a bit later
+    found.read(services, 1.0)
+    (row,) = found.rows({}, {})
+    assert (row.cpu_limit, row.memory_limit) == (0.2, 800)
+    write(tmp_path / "a.slice", memory__max="500\n")
+    limits = {}
+    for now in range(2, 61):
         found.read(services, float(now))
-    (row,) = found.rows({}, {})
-    assert row.memory_limit == 1000
-    found.read(services, 30.0)
-    (row,) = found.rows({}, {})
-    assert row.memory_limit == 1500
+        limits[now] = found.rows({}, {})[0].memory_limit
+    assert (limits[29], limits[60]) == (800, 500)
 
 
 def test_totals_go_on_when_a_service_is_started_again(tmp_path: Path) -> None:

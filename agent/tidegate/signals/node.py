@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ class NodeSample(NamedTuple):
     """
 
     at: float
+    cpus: int
     total: float
     busy: float
     steal: float
@@ -41,6 +43,7 @@ def sample(now: float, *, pressure: bool, proc: Path = Path("/proc")) -> NodeSam
         stalls = tuple(read_stalls(f"{proc}/pressure/{resource}") for resource in PRESSURES)
     return NodeSample(
         at=now,
+        cpus=os.cpu_count() or 1,
         total=total,
         busy=total - cpu.idle - cpu.iowait - cpu.steal,
         steal=cpu.steal,
@@ -57,9 +60,12 @@ def node_resources(before: NodeSample, now: NodeSample, *, virtual: bool, oom_ki
     Bare metal has no steal, and there its counter is 0 as on a guest that lost nothing: ``virtual`` tells the two.
     """
     seconds, passed = now.at - before.at, now.total - before.total
+    # Of what all CPUs did by the same clock, so that it is never more than there are. Waiting for I/O may be
+    # counted back (proc(5)).
+    busy, steal = max(now.busy - before.busy, 0.0), max(now.steal - before.steal, 0.0)
     return NodeResources(
-        cpu=(now.busy - before.busy) / seconds if seconds > 0 else None,
-        steal=(now.steal - before.steal) / passed if virtual and passed > 0 else None,
+        cpu=busy / passed * now.cpus if passed > 0 else None,
+        steal=steal / passed if virtual and passed > 0 else None,
         steal_seconds=now.steal if virtual else None,
         memory_total=now.memory_total,
         memory_available=now.memory_available,

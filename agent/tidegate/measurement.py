@@ -47,7 +47,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     idle: float = 900.0
     recount: float = 10.0
     resource_interval: float = 1.0
-    cgroups_per_second: int = 200
+    cgroups_per_second: int = 100
 
 
 class Measurement:

@@ -35,7 +35,7 @@ class Pace(NamedTuple):
     """How often a service is read: every ``interval`` s, ``per_second`` of them at most; ``most`` are kept."""
 
     interval: float = 1.0
-    per_second: int = 200
+    per_second: int = 100
     most: int = 2000
 
 

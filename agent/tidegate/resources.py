@@ -145,22 +145,23 @@ class Resources:
         if not self._is_populated(key):
             watched.row = None
             return
+        if is_first:
+            watched.since = now
+        is_new = now - watched.since < LIMITS_AWAITED
+        if is_new or now - watched.limits_at >= LIMITS_KEPT:
+            watched.limits_at = now
+            self._read_limits(watched, now)
         readings = []
         rates: Counters = [None] * _COUNTERS
         for path in watched.paths:
-            reading = self._files.read(path)
+            reading = self._files.read(path, limited=watched.own_limit or is_new)
             if reading.is_empty:
                 self._gone += is_first
                 continue
             readings.append(reading)
-            look = Look(now, _counters(reading))
-            _add(watched.totals, rates, watched.looks.get(path), look)
-            watched.looks[path] = look
-        if is_first:
-            watched.since = now
-        if now - watched.since < LIMITS_AWAITED or now - watched.limits_at >= LIMITS_KEPT:
-            watched.limits_at = now
-            self._read_limits(watched, now)
+            watched.looks[path] = _add(
+                watched.totals, rates, watched.looks.get(path), Look(now, _counters(reading))
+            )
         watched.row = _row(key, watched, rates, readings) if readings else None
 
     def _is_populated(self, key: Service) -> bool:
@@ -210,20 +211,23 @@ def _counters(reading: Reading) -> Counters:
     return found
 
 
-def _add(totals: Counters, rates: Counters, before: Look | None, now: Look) -> None:
+def _add(totals: Counters, rates: Counters, before: Look | None, now: Look) -> Look:
     """Add to ``totals`` what a cgroup has used since the look before, and to ``rates`` the same per second.
 
-    All that it has used, where there was no look before or it was made anew since; that has no rate.
+    All that it has used, where there was no look before or it was made anew since; that has no rate. Returns the
+    look with what was known before of the counters that were not read.
     """
+    counters = list(now.counters)
     for i, value in enumerate(now.counters):
-        if value is None:
-            continue
         earlier = None if before is None else before.counters[i]
-        if before is None or earlier is None or value < earlier:
+        if value is None:
+            counters[i] = earlier
+        elif before is None or earlier is None or value < earlier:
             totals[i] = (totals[i] or 0) + value
-            continue
-        totals[i] = (totals[i] or 0) + value - earlier
-        rates[i] = (rates[i] or 0) + (value - earlier) / (now.at - before.at)
+        else:
+            totals[i] = (totals[i] or 0) + value - earlier
+            rates[i] = (rates[i] or 0) + (value - earlier) / (now.at - before.at)
+    return Look(now.at, counters)
 
 
 def _row(key: Service, watched: Watched, rates: Counters, readings: list[Reading]) -> ResourceRow:

@@ -42,7 +42,7 @@ class ResourceSignal(Section, frozen=True, kw_only=True):
     """CPU, memory and stalls of node and services."""
 
     interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
-    cgroups_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    cgroups_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 100
 
 
 class Signals(Section, frozen=True, kw_only=True):

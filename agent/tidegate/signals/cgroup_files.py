@@ -12,7 +12,8 @@ from typing import NamedTuple
 PRESSURES = ("cpu", "memory", "io")
 #: A v1 limit from here on is none: it is as much as the kernel's counter of pages can hold.
 _NO_LIMIT = 1 << 62
-_SIZE = 16384
+#: A page: the most that the kernel gives at a time, but of a file that is one record.
+_SIZE = 4096
 
 
 class Stalls(NamedTuple):
@@ -78,9 +79,12 @@ class CgroupFiles:
         #: One directory of each hierarchy that this host has.
         self.roots = list(dict.fromkeys([*([] if unified is None else [str(unified)]), *self._v1.values()]))
 
-    def read(self, path: str) -> Reading:
-        """Read what changes all the time."""
-        cpu, periods, throttled, throttled_seconds = self._cpu(path)
+    def read(self, path: str, *, limited: bool = True) -> Reading:
+        """Read what changes all the time.
+
+        Of a cgroup that isn't ``limited`` v1's throttling is left out, which is a file of its own.
+        """
+        cpu, periods, throttled, throttled_seconds = self._cpu(path, limited)
         memory, inactive = self._memory(path)
         stalls: tuple[Stalls | None, ...] = _NOTHING.stalls
         if self._pressure:
@@ -98,7 +102,7 @@ class CgroupFiles:
                 return [int(pid) for pid in found.split()]
         return []
 
-    def _cpu(self, path: str) -> tuple[float | None, int | None, int | None, float | None]:
+    def _cpu(self, path: str, limited: bool) -> tuple[float | None, int | None, int | None, float | None]:
         used = None
         if "cpuacct" in self._v1 and (usage := read(f"{self._v1['cpuacct']}{path}/cpuacct.usage")):
             used = int(usage) / 1e9
@@ -109,7 +113,8 @@ class CgroupFiles:
             if used is None and stat is not None and (usec := value(stat, b"usage_usec")) is not None:
                 used = usec / 1e6
         if "cpu" in self._v1:
-            stat, stopped, unit = read(f"{self._v1['cpu']}{path}/cpu.stat"), b"throttled_time", 1e9
+            stat = read(f"{self._v1['cpu']}{path}/cpu.stat") if limited else None
+            stopped, unit = b"throttled_time", 1e9
         if stat is None or (periods := value(stat, b"nr_periods")) is None:
             return used, None, None, None
         return used, periods, value(stat, b"nr_throttled"), (value(stat, stopped) or 0) / unit
@@ -154,8 +159,8 @@ class CgroupFiles:
 def read(path: str, *, whole: bool = False) -> bytes | None:
     """Return the content of a file of the kernel; None where it can't be read.
 
-    A file that is one record comes in one read, others a page at a time: those need ``whole``. By hand: opening,
-    reading and closing take 6 us so, through a file object of Python three times that.
+    Lists may be longer than one read gives: those need ``whole``. By hand: opening, reading and closing take 6 us
+    so, through a file object of Python three times that.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -16,10 +16,12 @@ import pytest
 from lab.lab import Lab
 from tests.lab.limited import HOST, Limited, kernel_kills
 from tests.lab.remains import wait_until
-from tidegate.identity.cgroups import Services
+from tidegate.identity.services import Service
 from tidegate.measurement import Bounds, Measurement
 from tidegate.model.resources import NodeResources, ResourceRow
 from tidegate.model.snapshot import View
+from tidegate.resources import Resources
+from tidegate.signals.cgroup_files import CgroupFiles
 from tidegate.signals.oom import OomSignal
 
 pytestmark = pytest.mark.lab
@@ -105,11 +107,13 @@ def test_kills_are_those_of_the_kernels_own_count(make: Make, measurement: Measu
     assert (row.oom_kills, found(view, other).oom_kills) == (5, 1)
     assert (hungry.oom_kills(), other.oom_kills()) == (5, 1)
     assert row.memory_limit == 30 * MIB
-    measured_until(measurement, hungry, lambda _: True)
+    # Others on this machine may lose processes meanwhile; they are in both counts of the node.
+    wait_until(
+        lambda: node_of(measurement.measure()).oom_kills - before[1] == kernel_kills() - before[0] >= 6,
+        "the kernel's count",
+    )
     view = measurement.measure()
-    assert kernel_kills() - before[0] == 6
     assert view.health.losses["oom_unattributed"] == view.health.events_lost["oom_events"] == 0
-    wait_until(lambda: node_of(measurement.measure()).oom_kills == before[1] + 6, "6 kills of the node")
 
 
 def test_a_victim_keeps_its_service_when_its_cgroup_is_removed_right_after(
@@ -195,12 +199,11 @@ def test_memory_is_what_the_kernel_charges(make: Make, measurement: Measurement)
     process = cgroup.start(HOLD, str(50 * MIB), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    view, row = measured_until(measurement, cgroup, lambda row: (row.memory or 0) == cgroup.memory())
+    _, row = measured_until(measurement, cgroup, lambda row: (row.memory or 0) == cgroup.memory())
     assert (row.memory or 0) > 50 * MIB
     assert 50 * MIB < (row.memory_working_set or 0) <= (row.memory or 0)
     assert row.memory_limit == 200 * MIB
     process.communicate()
-    assert view.health.skipped["cgroups"] == 0
 
 
 def test_stalls_are_those_of_the_kernels_files(make: Make, measurement: Measurement) -> None:
@@ -260,19 +263,16 @@ def test_cgroups_that_come_and_go_are_no_error(lab: Lab, measurement: Measuremen
     assert not [row for row in view.resources or () if row.service.startswith("fleeting-")]
 
 
-def test_a_cgroup_that_goes_between_its_event_and_its_reading_is_skipped(lab: Lab) -> None:
-    cgroup = lab.cgroup / "gone.service"
-    cgroup.mkdir()
-    with Measurement(Bounds(resource_interval=0.1)) as measurement:
-        measurement.measure()
-        late = lab.cgroup / "late.service"
-        late.mkdir()
-        services: Services = measurement._services
-        services.apply(measurement._cgroups.read())
-        late.rmdir()
-        cgroup.rmdir()
-        rows = measurement._resources.read(time.monotonic(), set())
-        assert "late.service" not in {row.service for row in rows}
-        view = measurement.measure()
-        assert not {row.service for row in view.resources or ()} & {"gone.service", "late.service"}
-        assert view.health.skipped["cgroups"] == 1
+def test_a_cgroup_that_goes_before_it_is_read_is_skipped_and_counted(make: Make) -> None:
+    assert HOST.cgroup2 is not None
+    files = CgroupFiles(Path(HOST.cgroup2), {name: Path(point) for name, point in HOST.controllers.items()})
+    resources = Resources(files, interval=0.1, per_second=100, most=100)
+    here, late = make("here.service"), make("late.service")
+    services = {Service("here.service"): [here.path], Service("late.service"): [late.path]}
+    late.remove()
+    resources.read(services, 0.0)
+    assert [row.service for row in resources.rows({}, {})] == ["here.service"]
+    assert resources.skipped() == {"cgroups": 1}
+    here.remove()  # its figures are known: nothing is missing
+    resources.read(services, 1.0)
+    assert (resources.rows({}, {}), resources.skipped()) == ((), {"cgroups": 1})

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from tests.vm.report import ENTRIES, MARKER, ObjectReport, ProgramReport, Report, Rows
+from tests.vm.shortage import Shortage, run_short
 from tests.vm.traffic import Client, Count, Counts, Ports, Server, move_to
 from tidegate.errors import TidegateError
 from tidegate.kernel.objects import OBJECTS, BpfObject, Link, Program
@@ -84,9 +85,11 @@ def run() -> Report:
         with Measurement(Bounds()) as measurement:
             counted = make_traffic()
             view = settled(measurement)
+            short: tuple[Shortage, Shortage] | None = run_short(CGROUPS, measurement)
         measured, losses, refusal = rows_of(view), view.health.losses | view.health.events_lost, ""
     except TidegateError as error:
         counted, measured, losses, refusal = {}, None, {}, str(error)
+        short = None
     entries, counts_misses = count_entries()
     return Report(
         kernel=platform.release(),
@@ -96,6 +99,7 @@ def run() -> Report:
         counted=counted,
         measured=measured,
         losses=losses,
+        short=short,
         entries=entries,
         counts_misses=counts_misses,
         refusal=refusal,

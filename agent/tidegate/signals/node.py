@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 from tidegate.model.resources import NodeResources, Pressure
 from tidegate.signals.cgroup_files import PRESSURES, Stalls, read, read_stalls, value
 
@@ -33,6 +31,9 @@ class NodeSample(NamedTuple):
 
 def sample(now: float, *, pressure: bool, proc: Path = Path("/proc")) -> NodeSample:
     """Look at the node; ``pressure`` says whether the kernel keeps stalls."""
+    # Only now: it looks into /proc when it is imported, and has no use in the commands that don't measure.
+    import psutil  # noqa: PLC0415
+
     cpu = psutil.cpu_times()
     memory = psutil.virtual_memory()
     # Guests are in user and nice already (proc(5), /proc/stat).

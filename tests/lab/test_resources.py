@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.lab import Lab
+from tests.lab.agent import RunningAgent
 from tests.lab.limited import HOST, Limited, kernel_kills
 from tests.lab.remains import wait_until
 from tidegate.identity.services import Service
@@ -276,3 +278,29 @@ def test_a_cgroup_that_goes_before_it_is_read_is_skipped_and_counted(make: Make)
     here.remove()  # its figures are known: nothing is missing
     resources.read(services, 1.0)
     assert (resources.rows({}, {}), resources.skipped()) == ((), {"cgroups": 1})
+
+
+def test_metrics_have_kills_limits_and_stalls_of_services_and_the_node(make: Make, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    cgroup = make("hungry.service")
+    cgroup.limit_memory(30 * MIB)
+    with RunningAgent(tmp_path, port, signals="resources: {interval: 100ms}") as agent:
+        kill(cgroup, 2)
+        kills = "tidegate_oom_kills_total"
+        agent.wait_for("kills", lambda: agent.samples(kills, "service").get("hungry.service") == 2)
+        assert agent.samples("tidegate_service_memory_limit_bytes", "service")["hungry.service"] == 30 * MIB
+        used = pytest.approx(cgroup.cpu_seconds(), abs=1e-9)  # nothing runs there any more
+        cpu = "tidegate_service_cpu_seconds_total"
+        agent.wait_for("all CPU time", lambda: agent.samples(cpu, "service").get("hungry.service") == used)
+        if HOST.pressure:
+            assert set(agent.samples("tidegate_pressure_seconds_total", "resource")) == {"cpu", "memory", "io"}
+            assert "hungry.service" in agent.samples("tidegate_service_pressure_seconds_total", "service")
+        steal = [
+            line for line in agent.metrics().splitlines() if line.startswith("tidegate_cpu_steal_seconds_total ")
+        ]
+        assert len(steal) == HOST.virtual
+        assert agent.samples("tidegate_losses_total", "kind")["oom_unattributed"] == 0
+        agent.stop()
+        _, log = agent.process.communicate()
+        assert log.count("out of memory: the kernel killed python") == 2

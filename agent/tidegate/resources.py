@@ -38,16 +38,23 @@ class Watched:
     ``totals`` go on growing when a cgroup is made anew.
     """
 
-    __slots__ = ("at", "limits", "limits_at", "looks", "own_limit", "paths", "row", "since", "totals")
+    __slots__ = ("at", "given", "limits", "limits_at", "looks", "own_limit", "paths", "row", "since", "totals")
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = topmost(paths)
+    def __init__(self) -> None:
+        self.given: Sequence[str] = ()
+        self.paths: tuple[str, ...] = ()
         self.at = self.limits_at = self.since = -math.inf
         self.looks: dict[str, Look] = {}
         self.totals: Counters = [None] * _COUNTERS
         self.limits = Limits(None, None)
         self.own_limit = False
         self.row: ResourceRow | None = None
+
+    def take(self, paths: Sequence[str]) -> None:
+        """Take these for its cgroups."""
+        if paths != self.given:
+            self.given, self.paths = paths, topmost(paths)
+            self.looks = {path: look for path, look in self.looks.items() if path in self.paths}
 
 
 class Resources:
@@ -125,15 +132,13 @@ class Resources:
             del self._watched[key]
         refused = set()
         for key, paths in services.items():
-            watched = self._watched.get(key)
-            if watched is not None:
-                watched.paths = topmost(paths)
-                watched.looks = {path: look for path, look in watched.looks.items() if path in watched.paths}
-            elif len(self._watched) < self._most:
-                self._watched[key] = Watched(paths)
+            if key not in self._watched:
+                if len(self._watched) >= self._most:
+                    refused.add(key)
+                    continue
+                self._watched[key] = Watched()
                 self._watched.move_to_end(key, last=False)
-            else:
-                refused.add(key)
+            self._watched[key].take(paths)
         self._unplaced += len(refused - self._refused)
         self._refused = refused
         self._order = sorted(self._watched)

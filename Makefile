@@ -4,8 +4,8 @@ SHELL := /bin/bash
 
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables openssl prometheus \
             python3 python3-dev python3-venv
-# What the tests alone need: other kernels are fetched and booted.
-TEST_PACKAGES := qemu-system-x86 debian-archive-keyring
+# What the tests alone need: other kernels are fetched and booted, proxies are run.
+TEST_PACKAGES := qemu-system-x86 debian-archive-keyring nginx haproxy
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

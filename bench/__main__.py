@@ -8,14 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import agent, reading, report, scrape, tcp
+from bench import agent, reading, report, resources, scrape, tcp
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 
 
 def main() -> None:
     """Run all benchmarks, or those whose module is named."""
-    modules = {"tcp": tcp, "reading": reading, "agent": agent, "scrape": scrape}
+    modules = {"tcp": tcp, "reading": reading, "agent": agent, "resources": resources, "scrape": scrape}
     chosen = sys.argv[1:] or list(modules)
     figures = []
     with tempfile.TemporaryDirectory() as directory:

@@ -3,6 +3,7 @@
  * the agent's layouts are generated.
  */
 #include "include/cgroup.h"
+#include "include/oom.h"
 #include "include/ports.h"
 #include "include/tcp.h"
 
@@ -16,9 +17,11 @@ enum tcp_cgroup *tcp_cgroup;
 enum tcp_loss *tcp_loss;
 enum cgroup_change *cgroup_change;
 enum cgroup_limit *cgroup_limit;
+enum oom_limit *oom_limit;
 struct tcp_key *tcp_key;
 struct tcp_counts *tcp_counts;
 struct cgroup_event *cgroup_event;
+struct oom_event *oom_event;
 struct ports_key *ports_key;
 struct ports_waiting *ports_waiting;
 struct ports_namespace *ports_namespace;

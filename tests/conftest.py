@@ -7,6 +7,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine, which is shared, than of the code.
+settings.register_profile("tidegate", deadline=None)
+settings.load_profile("tidegate")
 
 EVERYTHING = os.environ.get("TIDEGATE_TESTS") == "all"
 

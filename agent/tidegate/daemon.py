@@ -166,7 +166,7 @@ def limits_of(config: Config) -> tuple[int, int, float]:
 def bounds_of(config: Config) -> Bounds:
     """Return how much a config lets the measurement keep."""
     rows, endpoints, idle = limits_of(config)
-    tcp = config.signals.tcp
+    tcp, resources = config.signals.tcp, config.signals.resources
     return Bounds(
         kernel_rows=tcp.max_rows,
         sockets=tcp.max_sockets,
@@ -174,4 +174,6 @@ def bounds_of(config: Config) -> Bounds:
         rows=rows,
         endpoints=endpoints,
         idle=idle,
+        resource_interval=resources.interval,
+        cgroups_per_second=resources.cgroups_per_second,
     )

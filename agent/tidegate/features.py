@@ -15,7 +15,7 @@ _PRIVILEGE = ("CAP_BPF", "CAP_PERFMON")
 
 def features(host: Host) -> list[Feature]:
     """Judge every feature of this version."""
-    return [privilege(host), btf(host), identity(host), namespaces(host)]
+    return [privilege(host), btf(host), identity(host), namespaces(host), controllers(host), pressure(host)]
 
 
 def privilege(host: Host) -> Feature:
@@ -64,8 +64,38 @@ def namespaces(host: Host) -> Feature:
         name="namespaces",
         state=State.DEGRADED,
         reason=f"other network namespaces can't be entered without {' and '.join(sorted(missing))}, so "
-        "connections that were open there before the agent's start are seen from their next event on",
+        "connections that were open there before the agent's start are seen from their next event on, ports in "
+        "TIME_WAIT are told by who closed what in the last minute, and listeners and bound ports are not seen",
         remedy="grant what is missing; without it, connections that begin later are complete all the same",
+    )
+
+
+def controllers(host: Host) -> Feature:
+    """CPU limits, throttling and memory of a service are what the controllers of cgroups count."""
+    v1 = [name for name in ("cpu", "memory") if name in host.controllers]
+    missing = [name for name in ("cpu", "memory") if name not in v1 and name not in host.cgroup2_controllers]
+    if missing:
+        return Feature(
+            name="controllers",
+            state=State.DEGRADED,
+            reason=f"neither cgroup2 nor a v1 hierarchy has the controller {' or '.join(missing)}, so limits and "
+            "what services use of it are not measured",
+            remedy="take cgroup_disable= and cgroup_no_v1= off the kernel's command line (some Arm boards need "
+            "cgroup_enable=memory there); on a hybrid host mount the v1 hierarchy",
+        )
+    joined = f"{' and '.join(v1)} of cgroup v1, joined to the services of cgroup2 by path" if v1 else ""
+    return Feature(name="controllers", state=State.OK, reason=joined)
+
+
+def pressure(host: Host) -> Feature:
+    """Stalls for want of CPU, memory and I/O are kept by the kernel (PSI) where it is built and started so."""
+    if host.pressure:
+        return Feature(name="pressure", state=State.OK)
+    return Feature(
+        name="pressure",
+        state=State.DEGRADED,
+        reason="the kernel keeps no stalls (PSI): /proc/pressure/cpu can't be read",
+        remedy="boot with psi=1; where that changes nothing, a kernel with CONFIG_PSI=y",
     )
 
 
@@ -101,6 +131,10 @@ _LOSSES = {
         "cgroups that appeared or went found no place in the ring; services that live shortly may go by number",
         "lower signals.interval",
     ),
+    "oom_events": (
+        "kills for want of memory found no place in the ring; whose they were is not known",
+        "lower signals.interval",
+    ),
     "tcp_rows_full": (
         "counts found no place in the table of an interval and are in the service 'other'",
         "raise signals.tcp.max_rows, or lower signals.interval",
@@ -132,6 +166,14 @@ _LOSSES = {
     "ports_rows_full": (
         "rows of ports were too many and are left out, at each read anew",
         "raise services.max_rows",
+    ),
+    "resources_full": (
+        "services found no place among those whose CPU and memory are read",
+        "raise services.max_rows",
+    ),
+    "oom_unattributed": (
+        "kills for want of memory that the kernel counted were shown to no program; whose they were is not known",
+        "look for 'Killed process' in the kernel's log",
     ),
     "rows_folded": (
         "idle rows were folded into 'other' to make room",

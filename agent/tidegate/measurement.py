@@ -23,7 +23,8 @@ from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
-from tidegate.signals import ports_fields, tcp_fields
+from tidegate.resource_measurement import Pace, ResourceMeasurement
+from tidegate.signals import ports_fields, resource_fields, tcp_fields
 from tidegate.signals.ports import PortsSignal
 from tidegate.signals.tcp import TcpSignal
 from tidegate.totals import RowKey, Totals
@@ -31,13 +32,14 @@ from tidegate.totals import RowKey, Totals
 log = logging.getLogger("tidegate")
 
 #: What is measured, a table for each part of the view.
-TABLES = (tcp_fields.TABLE, *ports_fields.TABLES)
+TABLES = (tcp_fields.TABLE, *ports_fields.TABLES, resource_fields.TABLE, resource_fields.NODE_TABLE)
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept: in the kernel rows of one interval and sockets; rows since the start, idle in s.
 
-    Where rows are too many, open connections are counted anew every ``recount`` seconds.
+    Where rows are too many, open connections are counted anew every ``recount`` seconds. The resources of a
+    service are read every ``resource_interval`` seconds, of at most ``cgroups_per_second`` services in a second.
     """
 
     kernel_rows: int = 8192
@@ -47,6 +49,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: int = 200
     idle: float = 900.0
     recount: float = 10.0
+    resource_interval: float = 1.0
+    cgroups_per_second: int = 100
 
 
 class Measurement:
@@ -84,9 +88,16 @@ class Measurement:
                     len(self._tcp.unadopted),
                     self._tcp.unadopted[0],
                 )
-            self._ports_signal = PortsSignal.start(bounds.ports, self._tcp)
-            stack.callback(self._ports_signal.close)
-            self._ports = PortsWatch(self._ports_signal, bounds.rows)
+            ports = PortsSignal.start(bounds.ports, self._tcp)
+            stack.callback(ports.close)
+            self._ports = PortsWatch(ports, bounds.rows)
+            self._resources = ResourceMeasurement(
+                host,
+                host_root,
+                self._services,
+                Pace(bounds.resource_interval, bounds.cgroups_per_second, bounds.rows),
+                stack,
+            )
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
@@ -109,18 +120,20 @@ class Measurement:
             self._rates.begin_at(self.totals.sample())
         self.totals.add(records, self._services.of, read_at)
         self._recount_open(read_at)
-        interval = read_at - self._measured_at
+        interval, self._measured_at = read_at - self._measured_at, read_at
         ports = self._ports.read(records, self._services.of, read_at, interval)
         now = self.totals.sample()
-        snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=node())
-        self._measured_at = read_at
+        resources = self._resources.read(read_at, {key.service for key in now})
+        here = msgspec.structs.replace(node(), resources=self._resources.node)
+        snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=here)
+        parts = {"resources": resources, **ports._asdict()}
         health = self._health(ticks or Ticks(), began, len(now))
-        return View(**msgspec.structs.asdict(snapshot) | ports._asdict(), health=health)
+        return View(**msgspec.structs.asdict(snapshot) | parts, health=health)
 
     @property
     def programs(self) -> list[Program]:
         """The TCP programs, to ask the kernel what they cost."""
-        return [program for program in self._tcp.bpf.programs.values() if program.is_loaded]
+        return [program for program in self._tcp.programs if program.is_loaded]
 
     def close(self) -> None:
         """Detach and unload everything."""
@@ -152,8 +165,12 @@ class Measurement:
             self._services.rescan()
 
     def _read_programs(self) -> dict[str, ProgramHealth]:
-        parts = (self._tcp.bpf, self._cgroups.bpf, self._ports_signal.bpf)
-        programs = [program for part in parts for program in part.programs.values()]
+        programs = (
+            *self._tcp.programs,
+            *self._cgroups.programs,
+            *self._ports.programs,
+            *self._resources.programs,
+        )
         return read_programs(programs, self._statistics or statistics_enabled())
 
     def _health(self, ticks: Ticks, began: float, rows: int) -> Health:
@@ -163,12 +180,17 @@ class Measurement:
             version=__version__,
             pid=os.getpid(),
             loader="libbpf",
-            maps=self._tcp.maps() | self._cgroups.maps() | self._ports_signal.maps(),
+            maps=self._tcp.maps() | self._cgroups.maps() | self._ports.maps() | self._resources.maps(),
             programs=self._programs,
             statistics_refused=self._statistics_refused,
-            events_lost=self._cgroups.losses(),
-            losses={**self._tcp.losses(), **self._ports.losses(), "rows_folded": self.totals.folded},
-            skipped={"namespaces": self._ports.vanished},
+            events_lost=self._cgroups.losses() | self._resources.events_lost(),
+            losses={
+                **self._tcp.losses(),
+                **self._ports.losses(),
+                **self._resources.losses(),
+                "rows_folded": self.totals.folded,
+            },
+            skipped=self._ports.skipped() | self._resources.skipped(),
             rows=rows,
             rows_limit=self.bounds.rows,
             ticks=ticks.taken,

@@ -10,6 +10,12 @@
 
 struct kernfs_node {
 	__u64 id;
+	struct kernfs_node *parent;
+	const char *name;
+};
+
+struct kernfs_node___renamed { /* since 6.15 */
+	struct kernfs_node *__parent;
 };
 
 struct cgroup_root {
@@ -19,6 +25,26 @@ struct cgroup_root {
 struct cgroup {
 	struct kernfs_node *kn;
 	struct cgroup_root *root;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+};
+
+struct css_set {
+	struct cgroup_subsys_state *subsys[1]; /* as many as the kernel has controllers */
+	struct cgroup *dfl_cgrp;
+};
+
+struct task_struct {
+	int pid;
+	int tgid;
+	char comm[16];
+	struct css_set *cgroups;
+};
+
+struct trace_event_raw_mark_victim {
+	__u32 __data_loc_comm;
 };
 
 struct sock_cgroup_data {
@@ -221,6 +247,11 @@ struct bpf_iter__tcp {
 };
 
 #pragma clang attribute pop
+
+/* include/linux/cgroup_subsys.h: values differ by configuration */
+enum cgroup_subsys_id {
+	memory_cgrp_id,
+};
 
 #define AF_INET  2
 #define AF_INET6 10

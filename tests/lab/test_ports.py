@@ -338,5 +338,19 @@ def test_the_backlog_of_a_listener_that_does_not_accept(lab: Lab, measurement: M
     wait_until(lambda: bool(listeners_of(measurement.measure(), slow)), "listening", 20)
     (row,) = listeners_of(measurement.measure(), slow)
     assert (row.endpoint, row.backlog, row.limit, row.somaxconn) == ("10.0.0.7:6000", 12, 20, 20)
+    shop.generate(Plan((Step("10.0.0.7", 6000, 30, give_up=0.1, hold=True),)))
+    counted = host.snmp()
+
+    def overflows() -> tuple[int | None, int | None]:
+        found = namespaces_of(measurement.measure())[row.netns]
+        return found.listen_overflows, found.listen_drops
+
+    assert counted["TcpExt.ListenOverflows"] > 0
+    wait_until(
+        lambda: overflows() == (counted["TcpExt.ListenOverflows"], counted["TcpExt.ListenDrops"]), "as counted", 20
+    )
+    (full,) = listeners_of(measurement.measure(), slow)
+    assert full.backlog == 21  # one more than the limit: sk_acceptq_is_full()
+    assert full.drops > 0
     assert process.stdin is not None
     process.stdin.close()

@@ -20,8 +20,10 @@ from tests.unit.test_outputs import view
 from tidegate.export import text
 from tidegate.export.prometheus import Exporter, is_plain
 from tidegate.identity.cgroups import text_of
-from tidegate.model.fields import Field, Kind
+from tidegate.model.fields import Field, Kind, Table
+from tidegate.model.resources import NodeResources, Pressure, ResourceRow
 from tidegate.model.snapshot import View
+from tidegate.signals import resource_fields
 from tidegate.signals.tcp_fields import TABLE
 
 pytestmark = pytest.mark.unit
@@ -87,6 +89,64 @@ def test_rows_without_a_value_have_no_sample() -> None:
     shown = view("a")
     rows = [msgspec.structs.replace(row, connects=None, handshake=None) for row in shown.endpoints]
     assert_same(msgspec.structs.replace(shown, endpoints=tuple(rows)))
+
+
+def resources() -> View:
+    pressure = {
+        "cpu": Pressure(some_seconds=1.5, some=0.1, full_seconds=0.5, full=0.0),
+        "io": Pressure(some_seconds=2.0, some=None, full_seconds=None, full=None),
+    }
+    node = NodeResources(
+        cpu=1.0,
+        steal=0.0,
+        steal_seconds=0.25,
+        memory_total=1,
+        memory_available=1,
+        oom_kills=0,
+        pressure=pressure,
+    )
+    row = ResourceRow(
+        service='we"b',
+        container="c",
+        cgroup="/w",
+        cpu_seconds=3.0,
+        cpu=None,
+        cpu_limit=0.5,
+        throttled_seconds=1.0,
+        throttled=None,
+        memory=4096,
+        memory_working_set=None,
+        memory_limit=None,
+        oom_kills=2,
+        pressure=pressure,
+        executables=(),
+    )
+    shown = view("a")
+    node_row = msgspec.structs.replace(shown.node, resources=node)
+    bare = msgspec.structs.replace(row, service="b", pressure=None, oom_kills=None)
+    return msgspec.structs.replace(shown, node=node_row, resources=(row, bare))
+
+
+@pytest.mark.parametrize("table", [resource_fields.TABLE, resource_fields.NODE_TABLE])
+def test_tables_with_two_labels_of_a_key_or_none_of_a_row_are_the_librarys(table: Table) -> None:
+    shown = resources()
+    names = [text.PREFIX + field.metric.removesuffix("_total") for field in table.fields]
+    ours = families(text.write([table], shown), names)
+    assert ours == families(library_scrape(shown, [table]), names)
+    assert sum(len(samples) for *_, samples in ours) > len(table.fields)
+
+
+def test_a_row_without_labels_has_no_braces() -> None:
+    lines = text.write([resource_fields.NODE_TABLE], resources()).splitlines()
+    assert "tidegate_cpu_steal_seconds_total 0.25" in lines
+    assert 'tidegate_pressure_seconds_total{resource="io",kind="some"} 2.0' in lines
+    assert [line for line in lines if line[0] != "#"] == lines[2:3] + lines[5:8]
+
+
+def test_node_that_was_not_measured_has_no_sample() -> None:
+    assert [
+        line for line in text.write([resource_fields.NODE_TABLE], view("a")).splitlines() if line[0] != "#"
+    ] == []
 
 
 @pytest.fixture(scope="module")

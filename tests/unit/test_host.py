@@ -18,6 +18,8 @@ HYBRID = """\
 24 30 0:22 / /proc rw - proc proc rw
 30 1 254:0 / / rw - ext4 /dev/root rw
 31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+35 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+36 30 0:32 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
 32 30 0:28 / /sys/fs/cgroup/uni\\040fied rw shared:3 - cgroup2 cgroup2 rw
 33 30 0:29 / /sys/fs/bpf rw - bpf bpf rw
 """
@@ -30,6 +32,7 @@ HEALTHY = Host(
     hybrid=False,
     bpffs=True,
     unprivileged_bpf="2",
+    cgroup2_controllers=frozenset({"cpu", "io", "memory"}),
 )
 
 
@@ -47,6 +50,11 @@ def test_facts_of_a_hybrid_host(tmp_path: Path) -> None:
     host = probe(root(tmp_path, HYBRID, "000001ffffffffff", btf=True))
     assert host.cgroup2 == "/sys/fs/cgroup/uni fied"
     assert (host.hybrid, host.bpffs, host.btf) == (True, True, True)
+    assert host.controllers == {
+        "memory": "/sys/fs/cgroup/memory",
+        "cpu": "/sys/fs/cgroup/cpu,cpuacct",
+        "cpuacct": "/sys/fs/cgroup/cpu,cpuacct",
+    }
     assert host.capabilities == frozenset(CAPABILITIES)
 
 
@@ -89,3 +97,59 @@ def test_without_sys_admin_only_what_was_open_before_is_less() -> None:
 def test_sys_admin_alone_is_enough() -> None:
     host = msgspec.structs.replace(HEALTHY, capabilities=frozenset({"CAP_SYS_ADMIN"}))
     require(features(host))
+
+
+def test_a_host_without_psi_or_controllers_is_only_less() -> None:
+    found = features(msgspec.structs.replace(HEALTHY, pressure=False, cgroup2_controllers=frozenset({"cpu"})))
+    less = {feature.name: feature for feature in found if feature.state is not State.OK}
+    assert set(less) == {"controllers", "pressure"}
+    assert "the controller memory" in less["controllers"].reason
+    assert "psi=1" in less["pressure"].remedy
+    require(found)
+
+
+def test_v1_controllers_are_as_good() -> None:
+    host = msgspec.structs.replace(
+        HEALTHY, controllers={"memory": "/m", "cpu": "/c"}, cgroup2_controllers=frozenset()
+    )
+    found = {feature.name: feature for feature in features(host)}
+    assert found["controllers"].state is State.OK
+    assert found["controllers"].reason == "cpu and memory of cgroup v1, joined to the services of cgroup2 by path"
+
+
+def test_cgroup2s_controllers_and_psi_are_facts(tmp_path: Path) -> None:
+    root(tmp_path, HYBRID, "0", btf=False)
+    host = probe(tmp_path)
+    assert (host.cgroup2_controllers, host.pressure, host.virtual) == (frozenset(), False, False)
+    unified = tmp_path / "sys/fs/cgroup/uni fied"
+    unified.mkdir(parents=True)
+    (unified / "cgroup.controllers").write_text("cpuset cpu io memory\n")
+    (tmp_path / "proc/pressure").mkdir()
+    (tmp_path / "proc/pressure/cpu").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=7\n")
+    host = probe(tmp_path)
+    assert (host.cgroup2_controllers, host.pressure) == (frozenset({"cpuset", "cpu", "io", "memory"}), True)
+
+
+X86 = "processor\t: 0\nmodel name\t: x\nflags\t\t: fpu vme {} lahf_lm\n\nprocessor\t: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "virtual"),
+    [
+        ({"proc/cpuinfo": X86.format("hypervisor")}, True),
+        ({"proc/cpuinfo": X86.format("vmx")}, False),
+        ({"proc/cpuinfo": X86.format("nohypervisor_x")}, False),
+        ({"sys/hypervisor/type": "xen\n"}, True),
+        ({"proc/device-tree/hypervisor/compatible": "linux,kvm\0"}, True),
+        ({"sys/class/dmi/id/sys_vendor": "QEMU\n"}, True),
+        ({"sys/class/dmi/id/product_name": "KVM Virtual Machine\n"}, True),
+        ({"sys/class/dmi/id/sys_vendor": "Amazon EC2\n", "sys/class/dmi/id/product_name": "m7g.large\n"}, True),
+        ({"sys/class/dmi/id/sys_vendor": "Amazon EC2\n", "sys/class/dmi/id/product_name": "m7g.metal\n"}, False),
+        ({"sys/class/dmi/id/sys_vendor": "Dell Inc.\n", "sys/class/dmi/id/product_name": "R640\n"}, False),
+    ],
+)
+def test_a_guest_is_told_from_bare_metal(tmp_path: Path, files: dict[str, str], virtual: bool) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert probe(tmp_path).virtual is virtual

@@ -259,7 +259,7 @@ def test_what_is_kept_of_containers_that_come_and_go_is_bounded() -> None:
             events += [made(id_, path), *([removed(id_, path)] if id_ % 3 else [])]
         services.apply(events)
     tables = {name: len(table) for name, table in vars(services).items() if isinstance(table, dict)}
-    assert tables.pop("_here") == 5000 + 1
+    assert tables.pop("_here") == tables.pop("_paths") == 5000 + 1
     assert max(tables.values()) <= 4096
 
 
@@ -267,3 +267,32 @@ def test_the_kernels_own_row_is_no_cgroup_and_no_container_is_called_like_it() -
     services = Services(lambda: [(1, "/")])
     assert services.of(TcpCgroup.KERNEL) == KERNEL
     assert not is_name(KERNEL.name)
+
+
+def test_cgroups_of_a_service_are_those_that_are_there() -> None:
+    services = Services(lambda: [(1, "/"), (2, "/a.service"), (3, "/a.service/b"), (4, "/c.service")])
+    found = services.cgroups()
+    assert found == {
+        Service("/"): ["/"],
+        Service("a.service"): ["/a.service", "/a.service/b"],
+        Service("c.service"): ["/c.service"],
+    }
+    services.apply([])
+    assert services.cgroups() is found
+    services.apply([removed(4, "/c.service"), removed(3, "/a.service/b"), made(5, "/d.service")])
+    assert services.cgroups() == {
+        Service("/"): ["/"],
+        Service("a.service"): ["/a.service"],
+        Service("d.service"): ["/d.service"],
+    }
+    services.rescan()
+    assert set(services.cgroups()) == {Service("/"), Service("a.service"), Service("c.service")}
+
+
+def test_cgroups_of_a_container_are_found_under_its_name_once_that_is_known() -> None:
+    engine = Engine()
+    services = engine.services("/", SCOPE)
+    assert services.cgroups()[Service("docker/f0d6c251b55a")] == [SCOPE]
+    engine.names[ID] = "web"
+    services.apply([])
+    assert services.cgroups() == {Service("/"): ["/"], Service("web"): [SCOPE]}

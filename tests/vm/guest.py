@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from tests.vm.report import ENTRIES, MARKER, ObjectReport, ProgramReport, Report, Rows
+from tests.vm.shortage import Shortage, run_short
 from tests.vm.traffic import Client, Count, Counts, Ports, Server, move_to
 from tidegate.errors import TidegateError
 from tidegate.kernel.objects import OBJECTS, BpfObject, Link, Program
@@ -87,9 +88,11 @@ def run() -> Report:
             view = settled(measurement)
             sockets = sockets_to(name.split()[-1] for name in counted)
             ports = {row.endpoint: (row.used, row.limit) for row in measurement.measure().ports or ()}
+            short: tuple[Shortage, Shortage] | None = run_short(CGROUPS, measurement)
         measured, losses, refusal = rows_of(view), view.health.losses | view.health.events_lost, ""
     except TidegateError as error:
         counted, measured, losses, refusal = {}, None, {}, str(error)
+        short = None
         sockets, ports = {}, {}
     entries, counts_misses = count_entries()
     return Report(
@@ -100,6 +103,7 @@ def run() -> Report:
         counted=counted,
         measured=measured,
         losses=losses,
+        short=short,
         entries=entries,
         counts_misses=counts_misses,
         ports=ports,

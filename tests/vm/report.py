@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tests.vm.shortage import Shortage
 from tests.vm.traffic import Count
 from tidegate.model.feature import Feature
 
@@ -52,6 +53,8 @@ class ObjectReport(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that was tried in a guest; ``measured`` is None with ``refusal`` where the agent didn't start.
 
+    ``short`` is what the kernel's files say of services that ran short, and what was measured of them.
+
     ``entries`` is how many the agent counted in a map with ENTRIES, ``counts_misses`` whether the kernel says how
     often it left a program out. ``ports`` are what the agent says the client holds towards each upstream, and its
     limit; ``sockets`` are those that /proc/net shows there.
@@ -64,6 +67,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     counted: Rows
     measured: Rows | None
     losses: dict[str, int]
+    short: tuple[Shortage, Shortage] | None
     entries: int | None
     counts_misses: bool
     ports: dict[str, tuple[int, int | None]]

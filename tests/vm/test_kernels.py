@@ -13,6 +13,7 @@ from tests.vm import initramfs
 from tests.vm.kernels import SUITES, KernelUnavailableError, kernel
 from tests.vm.machine import DEADLINE, QEMU, GuestError, boot
 from tests.vm.report import ENTRIES, ObjectReport, Report
+from tests.vm.shortage import CPUS, KILLS, MEMORY
 from tests.vm.traffic import ABORTED, ESTABLISHED, EXHAUSTED, PORTS, REFUSED
 from tidegate.kernel.objects import OBJECTS
 from tidegate.model.feature import Feature, State
@@ -88,6 +89,16 @@ def test_ports_are_those_of_the_sockets_that_the_kernel_shows(report: Report) ->
     assert report.sockets
     assert {endpoint: used for endpoint, (used, _) in report.ports.items()} == report.sockets
     assert {limit for _, limit in report.ports.values()} == {len(PORTS)}
+
+
+def test_what_services_lack_on_cgroup2_alone_is_what_its_files_say(report: Report) -> None:
+    assert report.short is not None, report.refusal
+    counted, measured = report.short
+    assert measured == counted
+    assert (measured.kills, measured.gone, measured.node_kills) == (KILLS, 1, KILLS + 1)
+    assert (measured.memory_limit, measured.cpu_limit) == (MEMORY, CPUS)
+    assert measured.throttled_seconds is not None
+    assert measured.throttled_seconds > 0
 
 
 def test_entries_of_a_map_are_counted_also_where_the_kernel_does_not_charge_for_each(report: Report) -> None:

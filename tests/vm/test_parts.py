@@ -102,6 +102,7 @@ def test_report_is_found_among_the_kernels_messages() -> None:
         counted={"a client b": Count(1, 1)},
         measured=None,
         losses={},
+        short=None,
         entries=None,
         counts_misses=False,
         ports={},

@@ -23,7 +23,10 @@ _OBJECTS = {
     "tcp": "connections, failures and handshakes",
     "cgroup": "names of services that live shortly",
     "ports": "ports in TIME_WAIT and listeners",
+    "oom": "whose the processes are that are killed for want of memory",
 }
+#: What the agent goes on without.
+_OPTIONAL = ("oom",)
 
 
 def doctor(
@@ -54,7 +57,7 @@ def _load(name: str, purpose: str) -> Feature:
     except TidegateError as error:
         return Feature(
             name=f"programs:{name}",
-            state=State.UNAVAILABLE,
+            state=State.DEGRADED if name in _OPTIONAL else State.UNAVAILABLE,
             reason=f"{purpose}: {error}",
             remedy="mend what stands above; if all of it is ok, report this with the kernel's version",
         )

@@ -44,6 +44,13 @@ class PortsSignal(Section, frozen=True, kw_only=True):
     max_rows: Annotated[int, Meta(ge=64, le=1_048_576)] = 4096
 
 
+class ResourceSignal(Section, frozen=True, kw_only=True):
+    """CPU, memory and stalls of node and services."""
+
+    interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
+    cgroups_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 100
+
+
 class Signals(Section, frozen=True, kw_only=True):
     """What is measured, and how often."""
 
@@ -51,6 +58,7 @@ class Signals(Section, frozen=True, kw_only=True):
     program_statistics: bool = False
     tcp: TcpSignal = TcpSignal()
     ports: PortsSignal = PortsSignal()
+    resources: ResourceSignal = ResourceSignal()
 
 
 class Services(Section, frozen=True, kw_only=True):

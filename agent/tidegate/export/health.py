@@ -71,7 +71,10 @@ def _losses(health: Health) -> Iterator[Metric]:
         "losses_total", "What could not be tracked or told apart, by kind.", "kind", health.losses.items()
     )
     yield _counters(
-        "skipped_total", "What was gone when it was to be read, by kind.", "kind", health.skipped.items()
+        "skipped_total",
+        "What went away while it was read, or can't be read, by kind.",
+        "kind",
+        health.skipped.items(),
     )
 
 

@@ -31,7 +31,7 @@ from prometheus_client.registry import Collector
 
 from tidegate.errors import UnavailableError
 from tidegate.export import health, text
-from tidegate.export.text import PREFIX, label_values, rows_of
+from tidegate.export.text import PREFIX, key_values, label_values, rows_of
 from tidegate.model.fields import Field, Kind, Table
 from tidegate.model.histogram import Distribution
 from tidegate.model.snapshot import View
@@ -75,8 +75,7 @@ class ViewCollector(Collector):
 
 
 def _family(table: Table, field: Field, rows: Iterable[Any]) -> Metric:
-    labels = table.labels if field.label is None else (*table.labels, field.label)
-    family: Any = _new_family(field, labels)
+    family: Any = _new_family(field, (*table.labels, *field.key_labels))
     for row in rows:
         value = getattr(row, field.name)
         if value is None:
@@ -89,7 +88,7 @@ def _family(table: Table, field: Field, rows: Iterable[Any]) -> Metric:
             family.add_metric(key, value)
         else:
             for label, count in value.items():
-                family.add_metric([*key, label], count)
+                family.add_metric([*key, *key_values(label)], count)
     assert isinstance(family, Metric)
     return family
 

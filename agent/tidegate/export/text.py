@@ -37,8 +37,13 @@ def write(tables: Iterable[Table], view: View) -> str:
 
 
 def rows_of(view: View, table: Table) -> Sequence[Any]:
-    """Return the rows of a table; none where it was not measured."""
-    return getattr(view, table.name) or ()
+    """Return the rows of a table, or the only one; none where it was not measured."""
+    found: Any = view
+    for name in table.name.split("."):
+        found = getattr(found, name)
+    if found is None:
+        return ()
+    return found if isinstance(found, Sequence) else (found,)
 
 
 def head(field: Field) -> str:
@@ -83,12 +88,27 @@ def _samples(field: Field, labelled: Iterable[tuple[Any, str]]) -> Iterator[str]
     if field.kind is Kind.HISTOGRAM:
         return _histograms(name, field.bounds, measured)
     if field.label is None:
-        return (f"{name}{{{labels}}} {number(value)}\n" for labels, value in measured)
+        return (f"{name}{_braced(labels)} {number(value)}\n" for labels, value in measured)
     return (
-        f'{name}{{{labels},{field.label}="{escaped(key)}"}} {number(value)}\n'
+        f"{name}{_braced(labels, _key_text(field, key))} {number(value)}\n"
         for labels, mapping in measured
         for key, value in mapping.items()
     )
+
+
+def _braced(*labels: str) -> str:
+    text = ",".join(filter(None, labels))
+    return f"{{{text}}}" if text else ""
+
+
+def key_values(key: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return a mapping field's key as the values of its labels."""
+    return (key,) if isinstance(key, str) else key
+
+
+def _key_text(field: Field, key: str | tuple[str, ...]) -> str:
+    pairs = zip(field.key_labels, key_values(key), strict=True)
+    return ",".join(f'{name}="{escaped(value)}"' for name, value in pairs)
 
 
 def _histograms(name: str, bounds: Sequence[float], measured: Iterable[tuple[str, Any]]) -> Iterator[str]:

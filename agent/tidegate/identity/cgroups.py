@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from tidegate.identity.services import KERNEL, UNKNOWN, Service, service
 from tidegate.identity.workload import Kind, Workload, workload_of
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import RingBuffer
-from tidegate.kernel.objects import BpfObject, map_health
+from tidegate.kernel.objects import BpfObject, Program, map_health
 from tidegate.model.snapshot import MapHealth
 
 _HEAD = layouts.CGROUP_EVENT.size - layouts.CgroupLimit.CGROUP_PATH_MAX
@@ -93,6 +93,8 @@ class Services:
         self._name_of = name_of
         self._clock = clock
         self._here: dict[int, Service] = {}
+        self._paths: dict[int, str] = {}
+        self._by_service: dict[Service, list[str]] | None = None
         self._gone: dict[int, Service] = {}
         self._names: dict[str, str] = {}
         self._unasked: dict[str, Workload] = {}
@@ -101,10 +103,11 @@ class Services:
 
     def rescan(self) -> None:
         """Read all cgroups anew: at the start, and after events were lost."""
-        here = {id_: self._service(path) for id_, path in self._walk()}
+        paths = dict(self._walk())
+        here = {id_: self._service(path) for id_, path in paths.items()}
         for id_ in self._here.keys() - here.keys():
             self._retire(id_)
-        self._here = here
+        self._here, self._paths, self._by_service = here, paths, None
         self._find_names(len(self._unasked))
 
     def apply(self, events: Iterable[bytes]) -> None:
@@ -119,6 +122,8 @@ class Services:
             else:
                 self._gone.pop(id_, None)
                 self._here[id_] = self._service(path)
+                self._paths[id_] = path
+                self._by_service = None
         self._find_names(_NAMES_AT_A_TIME)
 
     def of(self, cgroup: int) -> Service:
@@ -133,6 +138,18 @@ class Services:
             # To the end of the table: what still has traffic is dropped last.
             found = self._gone[cgroup] = self._gone.pop(cgroup)
         return found or UNKNOWN
+
+    def cgroups(self) -> Mapping[Service, Sequence[str]]:
+        """Return the paths of the cgroups that are there by service; the same object while nothing changes."""
+        if self._by_service is None:
+            self._by_service = {}
+            for id_, path in self._paths.items():
+                self._by_service.setdefault(self._here[id_], []).append(path)
+        return self._by_service
+
+    def at(self, path: str) -> Service:
+        """Return the service of a cgroup path, as of one in another hierarchy than cgroup2's."""
+        return self._service(path)
 
     def _service(self, path: str) -> Service:
         workload = workload_of(path)
@@ -165,6 +182,7 @@ class Services:
         if renamed:
             for services in (self._here, self._gone):
                 services.update({id_: renamed[known] for id_, known in services.items() if known in renamed})
+            self._by_service = None
 
     def _forget_name(self, path: str) -> None:
         """Drop what is known of a container whose own cgroup went: it may come back under another name."""
@@ -175,6 +193,8 @@ class Services:
 
     def _retire(self, id_: int) -> None:
         self._gone[id_] = self._here.pop(id_)
+        if self._paths.pop(id_, None) is not None:
+            self._by_service = None
         _drop_oldest(self._gone, _GONE_KEPT)
 
 
@@ -209,6 +229,11 @@ class CgroupWatch:
     def losses(self) -> dict[str, int]:
         """Return how many events found no place in the ring."""
         return {"cgroup_events": self.bpf.variable("cgroup_events_lost")}
+
+    @property
+    def programs(self) -> list[Program]:
+        """Its programs."""
+        return list(self.bpf.programs.values())
 
     def maps(self) -> dict[str, MapHealth]:
         """Return how large the maps are."""

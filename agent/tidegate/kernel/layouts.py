@@ -25,6 +25,11 @@ class Histogram(IntEnum):
     RTT_SLOTS = 184
 
 
+class OomLimit(IntEnum):
+    OOM_DEPTH = 10
+    OOM_NAME_MAX = 96
+
+
 class TcpCgroup(IntEnum):
     KERNEL = 2147483647
 
@@ -88,6 +93,19 @@ class CgroupEvent(NamedTuple):
 
 CGROUP_EVENT = Struct("<QII1024s")
 CGROUP_EVENT_PATH = Struct("<1024B")
+
+
+class OomEvent(NamedTuple):
+    cgroup: int
+    pid: int
+    levels: int
+    comm: bytes
+    path: bytes
+
+
+OOM_EVENT = Struct("<QII16s960s")
+OOM_EVENT_COMM = Struct("<16B")
+OOM_EVENT_PATH = Struct("<960B")
 
 
 class PortsKey(NamedTuple):

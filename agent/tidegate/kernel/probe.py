@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,8 +23,32 @@ CAPABILITIES = {
 }
 
 
+#: The v1 controllers that matter here, as options of their mounts.
+_V1 = frozenset({"cpu", "cpuacct", "memory", "blkio"})
+#: What hypervisors write into the DMI table, as the begin of its vendor or product.
+_DMI_GUESTS = (
+    "QEMU",
+    "KVM",
+    "Google Compute Engine",
+    "VMware",
+    "VirtualBox",
+    "Xen",
+    "Bochs",
+    "Virtual Machine",
+    "OpenStack",
+    "Parallels",
+    "BHYVE",
+    "Apple Virtualization",
+)
+
+
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about the host; ``cgroup2`` is where cgroup2 is mounted, ``hybrid`` that v1 controllers are too."""
+    """Facts about the host.
+
+    ``cgroup2`` is where cgroup2 is mounted, ``hybrid`` that v1 controllers are too: ``controllers`` says where
+    each of them is, ``cgroup2_controllers`` are those of cgroup2. ``pressure`` says whether the kernel keeps
+    stalls (PSI), ``virtual`` whether the host is a guest of a hypervisor.
+    """
 
     kernel: str
     euid: int
@@ -33,21 +58,33 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     hybrid: bool
     bpffs: bool
     unprivileged_bpf: str | None
+    controllers: Mapping[str, str] = {}
+    cgroup2_controllers: frozenset[str] = frozenset()
+    pressure: bool = True
+    virtual: bool = False
 
 
 def probe(root: Path = Path("/")) -> Host:
     """Gather the facts; ``root`` stands for / in tests."""
     mounts = _mounts(root / "proc/self/mountinfo")
+    cgroup2 = next((point for kind, point, _ in mounts if kind == "cgroup2"), None)
     effective = _effective_capabilities(root / "proc/self/status")
     return Host(
         kernel=platform.release(),
         euid=os.geteuid(),
         capabilities=frozenset(name for name, bit in CAPABILITIES.items() if effective >> bit & 1),
         btf=(root / "sys/kernel/btf/vmlinux").exists(),
-        cgroup2=next((point for kind, point in mounts if kind == "cgroup2"), None),
-        hybrid=any(kind == "cgroup" for kind, _ in mounts),
-        bpffs=any(kind == "bpf" for kind, _ in mounts),
+        cgroup2=cgroup2,
+        hybrid=any(kind == "cgroup" for kind, _, _ in mounts),
+        bpffs=any(kind == "bpf" for kind, _, _ in mounts),
         unprivileged_bpf=_read(root / "proc/sys/kernel/unprivileged_bpf_disabled"),
+        controllers={
+            name: point for kind, point, names in mounts if kind == "cgroup" for name in names if name in _V1
+        },
+        cgroup2_controllers=_cgroup2_controllers(root, cgroup2),
+        # Where PSI is compiled in but off (psi=0), the files are there and can't be read.
+        pressure=_read(root / "proc/pressure/cpu") is not None,
+        virtual=_is_virtual(root),
     )
 
 
@@ -67,14 +104,43 @@ def statistics_enabled(root: Path = Path("/")) -> bool:
     return _read(root / "proc/sys/kernel/bpf_stats_enabled") == "1"
 
 
-def _mounts(path: Path) -> list[tuple[str, str]]:
-    # proc_pid_mountinfo(5): field 5 is the mount point, octal-escaped; the type follows " - ".
+def _mounts(path: Path) -> list[tuple[str, str, list[str]]]:
+    """Return the type, the place and the options of the file system of each mount."""
+    # proc_pid_mountinfo(5): field 5 is the mount point, octal-escaped; type, source and options follow " - ".
     mounts = []
     for line in (_read(path) or "").splitlines():
         left, _, right = line.partition(" - ")
         point = left.split()[4].encode().decode("unicode_escape")
-        mounts.append((right.split()[0], point))
+        fields = right.split()
+        mounts.append((fields[0], point, fields[-1].split(",")))
     return mounts
+
+
+def _cgroup2_controllers(root: Path, mounted: str | None) -> frozenset[str]:
+    if mounted is None:
+        return frozenset()
+    return frozenset((_read(root / mounted.lstrip("/") / "cgroup.controllers") or "").split())
+
+
+def _is_virtual(root: Path) -> bool:
+    """Tell a guest from bare metal: by the CPU's flag (x86), the device tree (Arm), Xen's files, the DMI table."""
+    if _has_hypervisor_flag(root / "proc/cpuinfo"):
+        return True
+    if (root / "sys/hypervisor/type").exists() or (root / "proc/device-tree/hypervisor").exists():
+        return True
+    vendor, product = (_read(root / f"sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name"))
+    if vendor == "Amazon EC2":
+        return not product.endswith(".metal")
+    return vendor.startswith(_DMI_GUESTS) or product.startswith(_DMI_GUESTS)
+
+
+def _has_hypervisor_flag(path: Path) -> bool:
+    try:
+        with path.open("rb") as cpus:
+            first = cpus.read(16384)  # the first CPU's part; all of it takes milliseconds where there are many
+    except OSError:
+        return False
+    return any(line.startswith(b"flags") and b"hypervisor" in line.split() for line in first.splitlines())
 
 
 def _effective_capabilities(path: Path) -> int:

@@ -27,8 +27,8 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     """One measured field of a table's rows.
 
     ``name`` is the attribute of the row; ``metric`` the Prometheus name without the prefix; ``label`` the extra
-    label whose values are the keys of a mapping field; ``bounds`` the upper bounds of a histogram's buckets in
-    ``unit``, without +Inf. A row that doesn't have the field has None there.
+    label whose values are the keys of a mapping field, or several where the keys are tuples; ``bounds`` the upper
+    bounds of a histogram's buckets in ``unit``, without +Inf. A row that doesn't have the field has None there.
     """
 
     name: str
@@ -36,14 +36,20 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     unit: str
     help: str
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None
     bounds: tuple[float, ...] = ()
+
+    @property
+    def key_labels(self) -> tuple[str, ...]:
+        """The labels of a mapping field's keys."""
+        return (self.label,) if isinstance(self.label, str) else self.label or ()
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of one part of the view: ``name`` is the attribute of the view that holds them.
+    """The rows of one part of the view: ``name`` is the attribute that holds them, with dots where it is deeper.
 
-    ``labels`` are the attributes that tell its rows apart, and the labels of its metrics.
+    It may also hold the only row. ``labels`` are the attributes that tell its rows apart, and the labels of its
+    metrics.
     """
 
     name: str

@@ -18,6 +18,18 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     full: float | None
 
 
+def by_resource_and_kind(pressure: dict[str, Pressure] | None) -> dict[tuple[str, str], float] | None:
+    """Return the seconds of stalls by (resource, kind); None where the kernel keeps none."""
+    if pressure is None:
+        return None
+    kinds = {
+        (resource, kind): seconds
+        for resource, stalls in pressure.items()
+        for kind, seconds in (("some", stalls.some_seconds), ("full", stalls.full_seconds))
+    }
+    return {key: seconds for key, seconds in kinds.items() if seconds is not None}
+
+
 class Executable(msgspec.Struct, frozen=True, kw_only=True):
     """A program that a service runs: what it is called (nginx, haproxy, envoy, python, java, node, go ...).
 
@@ -49,9 +61,14 @@ class ResourceRow(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None
     memory_working_set: int | None
     memory_limit: int | None
-    oom_kills: int
+    oom_kills: int | None
     pressure: dict[str, Pressure] | None
     executables: tuple[Executable, ...]
+
+    @property
+    def pressure_seconds(self) -> dict[tuple[str, str], float] | None:
+        """Seconds of stalls by (resource, kind)."""
+        return by_resource_and_kind(self.pressure)
 
 
 class NodeResources(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,3 +85,8 @@ class NodeResources(msgspec.Struct, frozen=True, kw_only=True):
     memory_available: int | None
     oom_kills: int
     pressure: dict[str, Pressure] | None
+
+    @property
+    def pressure_seconds(self) -> dict[tuple[str, str], float] | None:
+        """Seconds of stalls by (resource, kind)."""
+        return by_resource_and_kind(self.pressure)

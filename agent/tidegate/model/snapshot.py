@@ -137,11 +137,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent says of itself; counts since the start.
 
     ``events_lost`` counts by ring buffer what found no place in it; ``losses`` by kind what could not be told
-    apart or tracked; ``skipped`` by kind what was gone when it was to be read. ``statistics_refused`` is why the
-    kernel does not time the programs although the config asks for it. ``late_seconds`` is how late the last tick
-    began, ``tick_seconds`` how long its measurement took. ``cpu`` is the share of one CPU that the agent's process
-    took in the last interval, ``cpu_seconds`` what it took in all; ``program_cpu`` is the share that its programs
-    took in the kernel.
+    apart or tracked; ``skipped`` by kind what went away while it was read, or can't be read.
+    ``statistics_refused`` is why the kernel does not time the programs although the config asks for it.
+    ``late_seconds`` is how late the last tick began, ``tick_seconds`` how long its measurement took.
+    ``cpu`` is the share of one CPU that the agent's process took in the last interval, ``cpu_seconds`` what it
+    took in all; ``program_cpu`` is the share that its programs took in the kernel.
     """
 
     version: str

@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 from tidegate.identity.services import Service
 from tidegate.kernel.namespaces import network_namespaces
+from tidegate.kernel.objects import Program
 from tidegate.model.ports import ListenerRow, NamespaceRow, PortsRow
 from tidegate.model.record import Record
+from tidegate.model.snapshot import MapHealth
 from tidegate.ports.rounds import Directory, Rounds
 from tidegate.ports.table import PortsTable
+from tidegate.signals import namespace_files
+from tidegate.signals.namespace_files import UNREAD, NamespaceFiles
 from tidegate.signals.ports import PortsSignal, Settings, Upstream, Visit
 
 
@@ -39,6 +43,7 @@ class PortsWatch:
         self._table = PortsTable(max_rows)
         self._rounds = Rounds()
         self._directory = Directory(look)
+        self._paths: Mapping[int, Path] = {}
         self._visits: dict[int, Visit] = {}
         #: The reason for each namespace that could not be entered, by inode.
         self.refused: dict[int, str] = {}
@@ -56,16 +61,40 @@ class PortsWatch:
             held[key] = held.get(key, 0) + count
         self._visit(self._table.namespaces | {upstream.netns for _, upstream in held}, now)
         settings = self._signal.settings(time.monotonic_ns())
-        ports = self._table.rows(held, settings, {}, now, interval)
+        outside = self._files_from_outside()
+        time_wait = {netns: files.time_wait for netns, files in outside.items() if files.time_wait is not None}
+        ports = self._table.rows(held, settings, time_wait, now, interval)
         listeners = listener_rows(self._visits, settings, service_of)
-        return PortsView(ports, listeners, namespace_rows(self._visits, settings, (*ports, *listeners)))
+        files = outside | {netns: visit.files for netns, visit in self._visits.items()}
+        return PortsView(ports, listeners, namespace_rows(self._visits, files, settings, (*ports, *listeners)))
+
+    @property
+    def programs(self) -> list[Program]:
+        """The programs that visit namespaces."""
+        return self._signal.programs
+
+    def maps(self) -> dict[str, MapHealth]:
+        """Return how full their maps are."""
+        return self._signal.maps()
+
+    def skipped(self) -> dict[str, int]:
+        """Return how many namespaces were gone when they were to be visited."""
+        return {"namespaces": self.vanished}
 
     def losses(self) -> dict[str, int]:
         """Return what found no place."""
         return {**self._signal.losses(), "ports_rows_full": self._table.left_out}
 
+    def _files_from_outside(self) -> dict[int, NamespaceFiles]:
+        """Read what /proc/PID shows of namespaces that can't be entered; their sysctls it doesn't."""
+        return {
+            netns: namespace_files.read(self._paths[netns].parents[1] / "net", sysctls=None)
+            for netns in self.refused
+            if netns in self._paths and self._paths[netns].parts[-2] == "ns"
+        }
+
     def _visit(self, wanted: set[int], now: float) -> None:
-        paths = self._directory.paths(wanted, now)
+        paths = self._paths = self._directory.paths(wanted, now)
         self._visits = {netns: visit for netns, visit in self._visits.items() if netns in paths}
         self.refused = {netns: reason for netns, reason in self.refused.items() if netns in paths}
         for netns in self._rounds.due(paths.keys(), self._table.pressing, wanted, now):
@@ -111,15 +140,18 @@ def listener_rows(
 
 
 def namespace_rows(
-    visits: Mapping[int, Visit], settings: Mapping[int, Settings], rows_in: Iterable[PortsRow | ListenerRow]
+    visits: Mapping[int, Visit],
+    files: Mapping[int, NamespaceFiles],
+    settings: Mapping[int, Settings],
+    rows_in: Iterable[PortsRow | ListenerRow],
 ) -> tuple[NamespaceRow, ...]:
     """Build a row for each namespace; ``rows_in`` say which services are in it."""
     services: dict[int, set[str]] = {}
     for row in rows_in:
         services.setdefault(row.netns, set()).add(row.service)
     rows = []
-    for netns in sorted(visits.keys() | settings.keys()):
-        visit, found = visits.get(netns), settings.get(netns)
+    for netns in sorted(visits.keys() | settings.keys() | files.keys()):
+        visit, found, read = visits.get(netns), settings.get(netns), files.get(netns, UNREAD)
         rows.append(
             NamespaceRow(
                 netns=netns,
@@ -128,14 +160,14 @@ def namespace_rows(
                 range_high=found.high if found else None,
                 reserved=found.reserved if found else None,
                 bound=visit.bound if visit else None,
-                time_wait=visit.time_wait if visit else None,
-                tw_reuse=found.tw_reuse if found else None,
-                somaxconn=found.somaxconn if found else None,
-                listen_overflows=None,
-                listen_drops=None,
-                syn_cookies=None,
-                conntrack_entries=None,
-                conntrack_limit=None,
+                time_wait=visit.time_wait if visit else read.time_wait,
+                tw_reuse=found.tw_reuse if found else read.tw_reuse,
+                somaxconn=found.somaxconn if found else read.somaxconn,
+                listen_overflows=read.listen_overflows,
+                listen_drops=read.listen_drops,
+                syn_cookies=read.syn_cookies,
+                conntrack_entries=read.conntrack_entries,
+                conntrack_limit=read.conntrack_limit,
             )
         )
     return tuple(rows)

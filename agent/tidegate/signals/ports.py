@@ -13,8 +13,10 @@ from typing import NamedTuple, Self
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import Map
 from tidegate.kernel.namespaces import run_in
-from tidegate.kernel.objects import BpfObject, map_health
+from tidegate.kernel.objects import BpfObject, Program, map_health
 from tidegate.model.snapshot import MapHealth
+from tidegate.signals import namespace_files
+from tidegate.signals.namespace_files import UNREAD, NamespaceFiles
 from tidegate.signals.tcp import TcpSignal, endpoint_text
 
 #: Settings of a namespace in which nothing was seen for so long are forgotten, in ns.
@@ -65,6 +67,7 @@ class Visit(NamedTuple):
     time_wait: int
     listeners: tuple[Listener, ...]
     bound: int
+    files: NamespaceFiles = UNREAD
 
 
 @lru_cache(maxsize=4096)
@@ -152,15 +155,25 @@ class PortsSignal:
         key = netns.to_bytes(4, "little")
         with contextlib.suppress(KeyError):
             del self.bpf.maps["ports_namespaces"][key]
-        done: list[bytes] = []
-        refused = run_in([path], lambda: done.append(self._iterator.read()))
-        if not done:
+        files: list[NamespaceFiles] = []
+
+        def look() -> None:
+            self._iterator.read()
+            files.append(namespace_files.read())
+
+        refused = run_in([path], look)
+        if not files:
             return None, refused[0] if refused else ""
-        return self._found(key), ""
+        return self._found(key)._replace(files=files[0]), ""
 
     def losses(self) -> dict[str, int]:
         """Return what found no place in the maps of a visit."""
         return {"ports_full": self.bpf.variable("ports_full")}
+
+    @property
+    def programs(self) -> list[Program]:
+        """Its programs."""
+        return list(self.bpf.programs.values())
 
     def maps(self) -> dict[str, MapHealth]:
         """Return how full the maps are."""

@@ -16,7 +16,7 @@ from tidegate.errors import KernelError
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import Map, SparseHistograms, SwappedTables
 from tidegate.kernel.namespaces import network_namespaces, run_in_each
-from tidegate.kernel.objects import BpfObject, map_health
+from tidegate.kernel.objects import BpfObject, Program, map_health
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
@@ -186,6 +186,11 @@ class TcpSignal:
             for reason in layouts.TcpLoss
             if reason is not layouts.TcpLoss.COUNT
         }
+
+    @property
+    def programs(self) -> list[Program]:
+        """Its programs."""
+        return list(self.bpf.programs.values())
 
     def maps(self) -> dict[str, MapHealth]:
         """Return how full the maps are; the two tables and their selector are one, ``tcp_rows``."""

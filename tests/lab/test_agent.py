@@ -218,8 +218,11 @@ def test_doctor_is_content_with_this_host() -> None:
         "btf": "ok",
         "cgroup2": "ok",
         "namespaces": "ok",
+        "controllers": "ok",
+        "pressure": "ok",
         "programs:tcp": "ok",
         "programs:cgroup": "ok",
+        "programs:oom": "ok",
         "connects:no-syn": "degraded",
     }
 

@@ -85,7 +85,7 @@ def test_a_thousand_services_come_and_go_and_each_has_its_own_connects(lab: Lab)
     assert {row.service for row in view.endpoints} == {*made, "shop.service", "inventory_service.service"}
     assert rows(view, "inventory_service.service", Role.SERVER)[f":{ACCEPT}"].accepts == 4000 + sum(made.values())
     assert upstream.accepted()[ACCEPT] == 4000 + sum(made.values())
-    assert view.health.events_lost == {"cgroup_events": 0}
+    assert not any(view.health.events_lost.values())
 
 
 def fresh(agent: RunningAgent) -> View:
@@ -127,7 +127,7 @@ def test_rows_series_and_memory_are_bounded_and_the_sum_is_whole(lab: Lab, tmp_p
             row.connects or 0 for row in view.endpoints if row.service == "other"
         )
         assert view.health.rows == len(view.endpoints) <= 100 + len(Role)
-        assert view.health.events_lost == {"cgroup_events": 0}
+        assert not any(view.health.events_lost.values())
         assert series(agent.metrics()) <= 100 + len(Role)
 
 

@@ -3,6 +3,7 @@
  * the agent's layouts are generated.
  */
 #include "include/cgroup.h"
+#include "include/disk.h"
 #include "include/tcp.h"
 
 enum histogram *histogram;
@@ -18,3 +19,9 @@ enum cgroup_limit *cgroup_limit;
 struct tcp_key *tcp_key;
 struct tcp_counts *tcp_counts;
 struct cgroup_event *cgroup_event;
+enum disk_operation *disk_operation;
+enum disk_loss *disk_loss;
+enum disk_cgroup *disk_cgroup;
+struct disk_key *disk_key;
+struct disk_counts *disk_counts;
+struct disk_request *disk_request;

@@ -115,7 +115,7 @@ class Agent:
             server.publish(view)
             if self.on_view is not None:
                 self.on_view(view)
-            measurement.totals.limit(*limits_of(self.config))
+            measurement.limit(*limits_of(self.config))
 
     async def _stopped_before(self, due: float) -> bool:
         delay = due - asyncio.get_running_loop().time()
@@ -166,5 +166,13 @@ def limits_of(config: Config) -> tuple[int, int, float]:
 def bounds_of(config: Config) -> Bounds:
     """Return how much a config lets the measurement keep."""
     rows, endpoints, idle = limits_of(config)
-    tcp = config.signals.tcp
-    return Bounds(kernel_rows=tcp.max_rows, sockets=tcp.max_sockets, rows=rows, endpoints=endpoints, idle=idle)
+    tcp, disk = config.signals.tcp, config.signals.disk
+    return Bounds(
+        kernel_rows=tcp.max_rows,
+        sockets=tcp.max_sockets,
+        rows=rows,
+        endpoints=endpoints,
+        idle=idle,
+        disk_rows=disk.max_rows if disk.enabled else None,
+        disk_requests=disk.max_requests,
+    )

@@ -93,7 +93,12 @@ FULL = 0.9
 TICKS_FOR_ONE_LATE, LATE_TICKS_ALLOWED = 100, 2
 
 #: Which key of the config sizes a map.
-_SIZED_BY = {"tcp_rows": "signals.tcp.max_rows", "tcp_sockets": "signals.tcp.max_sockets"}
+_SIZED_BY = {
+    "tcp_rows": "signals.tcp.max_rows",
+    "tcp_sockets": "signals.tcp.max_sockets",
+    "disk_rows": "signals.disk.max_rows",
+    "disk_requests": "signals.disk.max_requests",
+}
 
 #: What each kind of loss means and what mends it.
 _LOSSES = {
@@ -120,6 +125,30 @@ _LOSSES = {
     "tcp_retransmits_unseen": (
         "retransmits that this host's kernel showed to no program were counted later, so their kind is a guess",
         "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
+    ),
+    "disk_rows_full": (
+        "requests found no place in the table of an interval and are in the service 'other'",
+        "raise signals.disk.max_rows, or lower signals.interval",
+    ),
+    "disk_unplaced": (
+        "requests found no place at all and are in no row",
+        "raise signals.disk.max_rows, or lower signals.interval",
+    ),
+    "disk_untracked": (
+        "requests found no place among those that are followed; their time is from their making",
+        "raise signals.disk.max_requests",
+    ),
+    "disk_end_unseen": (
+        "ends of requests that this host's kernel showed to no program were counted later; their time is a guess",
+        "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
+    ),
+    "disk_untimed": (
+        "requests were counted without a time",
+        "nothing to set; where io accounting is off, switch it on: echo 1 >/sys/block/DEVICE/queue/iostats",
+    ),
+    "disk_rows_folded": (
+        "idle rows of disks were folded into 'other' to make room",
+        "raise services.max_rows",
     ),
     "rows_folded": (
         "idle rows were folded into 'other' to make room",

@@ -7,13 +7,15 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from tidegate import __version__
-from tidegate.errors import KernelError
+from tidegate.disks import Disks
+from tidegate.errors import KernelError, TidegateError
 from tidegate.features import features, require
 from tidegate.health import program_share, read_programs, share, usage
 from tidegate.identity.cgroups import CgroupWatch, Services, tree, walk
@@ -22,20 +24,21 @@ from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.rates import Rates
-from tidegate.signals import tcp_fields
+from tidegate.signals import disk_fields, tcp_fields
 from tidegate.signals.tcp import TcpSignal
 from tidegate.totals import RowKey, Totals
 
 log = logging.getLogger("tidegate")
 
 #: What is measured, a table for each part of the view.
-TABLES = (tcp_fields.TABLE,)
+TABLES = (tcp_fields.TABLE, disk_fields.TABLE, disk_fields.SERVICE_TABLE)
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept: in the kernel rows of one interval and sockets; rows since the start, idle in s.
 
-    Where rows are too many, open connections are counted anew every ``recount`` seconds.
+    Where rows are too many, open connections are counted anew every ``recount`` seconds. Without ``disk_rows``
+    no disk is measured; ``disk_requests`` is how many requests are followed.
     """
 
     kernel_rows: int = 8192
@@ -44,6 +47,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: int = 200
     idle: float = 900.0
     recount: float = 10.0
+    disk_rows: int | None = 2048
+    disk_requests: int = 8192
 
 
 class Measurement:
@@ -68,10 +73,7 @@ class Measurement:
         with contextlib.ExitStack() as stack:
             self._statistics_refused = _switch_on_statistics(stack) if statistics else None
             self._statistics = statistics and self._statistics_refused is None
-            self._cgroups = stack.enter_context(contextlib.closing(CgroupWatch.start()))
-            # The programs first, then the walk: a cgroup made in between is seen by one of the two.
-            root = tree(host_root, Path(host.cgroup2 or "/"))
-            self._services = Services(lambda: walk(root), ContainerNames.below(host_root).name_of)
+            self._services = self._follow_cgroups(host, host_root, stack)
             self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets)
             stack.callback(self._tcp.close)
             if self._tcp.unadopted:
@@ -81,6 +83,7 @@ class Measurement:
                     len(self._tcp.unadopted),
                     self._tcp.unadopted[0],
                 )
+            self._disks = _start_disks(bounds, stack)
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
@@ -89,6 +92,15 @@ class Measurement:
         self._measured_at = time.monotonic()
         self._usage = usage()
         self._programs: dict[str, ProgramHealth] = self._read_programs()
+
+    def _follow_cgroups(self, host: Host, host_root: Path, stack: contextlib.ExitStack) -> Services:
+        blocks = [host.block_hierarchy] if host.block_hierarchy is not None else []
+        watch = CgroupWatch.start(hierarchy.id for hierarchy in blocks)
+        self._cgroups = stack.enter_context(contextlib.closing(watch))
+        # The programs first, then the walk: a cgroup made in between is seen by one of the two.
+        root = tree(host_root, Path(host.cgroup2 or "/"))
+        others = {h.id: partial(walk, tree(host_root, Path(h.mounted))) for h in blocks}
+        return Services(partial(walk, root), ContainerNames.below(host_root).name_of, others=others)
 
     def measure(self, ticks: Ticks | None = None) -> View:
         """Read what the kernel counted since the last time and show it with the totals.
@@ -104,8 +116,11 @@ class Measurement:
         self.totals.add(records, self._services.of, read_at)
         self._recount_open(read_at)
         now = self.totals.sample()
-        snapshot = self._rates.snapshot(now, time=time.time(), interval=read_at - self._measured_at, node=node())
-        self._measured_at = read_at
+        interval, self._measured_at = read_at - self._measured_at, read_at
+        snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=node())
+        if self._disks is not None:
+            disks, service_disks = self._disks.measure(self._services.of, read_at, interval)
+            snapshot = msgspec.structs.replace(snapshot, disks=disks, service_disks=service_disks)
         health = self._health(ticks or Ticks(), began, len(now))
         return View(**msgspec.structs.asdict(snapshot), health=health)
 
@@ -113,6 +128,12 @@ class Measurement:
     def programs(self) -> list[Program]:
         """The TCP programs, to ask the kernel what they cost."""
         return [program for program in self._tcp.bpf.programs.values() if program.is_loaded]
+
+    def limit(self, rows: int, endpoints: int, idle: float) -> None:
+        """Set other bounds of what is kept; rows that are there already stay."""
+        self.totals.limit(rows, endpoints, idle)
+        if self._disks is not None:
+            self._disks.totals.limit(rows, idle)
 
     def close(self) -> None:
         """Detach and unload everything."""
@@ -144,21 +165,23 @@ class Measurement:
             self._services.rescan()
 
     def _read_programs(self) -> dict[str, ProgramHealth]:
-        programs = (*self._tcp.bpf.programs.values(), *self._cgroups.bpf.programs.values())
+        disks = () if self._disks is None else self._disks.programs
+        programs = (*self._tcp.bpf.programs.values(), *self._cgroups.bpf.programs.values(), *disks)
         return read_programs(programs, self._statistics or statistics_enabled())
 
     def _health(self, ticks: Ticks, began: float, rows: int) -> Health:
         before, self._usage = self._usage, usage()
         programs_before, self._programs = self._programs, self._read_programs()
+        disk_losses = {} if self._disks is None else self._disks.losses()
         return Health(
             version=__version__,
             pid=os.getpid(),
             loader="libbpf",
-            maps=self._tcp.maps() | self._cgroups.maps(),
+            maps=self._tcp.maps() | self._cgroups.maps() | ({} if self._disks is None else self._disks.maps()),
             programs=self._programs,
             statistics_refused=self._statistics_refused,
             events_lost=self._cgroups.losses(),
-            losses=self._tcp.losses() | {"rows_folded": self.totals.folded},
+            losses=self._tcp.losses() | {"rows_folded": self.totals.folded} | disk_losses,
             rows=rows,
             rows_limit=self.bounds.rows,
             ticks=ticks.taken,
@@ -171,6 +194,19 @@ class Measurement:
             program_cpu=program_share(programs_before, self._programs, self._usage.at - before.at),
             rss_bytes=self._usage.rss_bytes,
         )
+
+
+def _start_disks(bounds: Bounds, stack: contextlib.ExitStack) -> Disks | None:
+    """Measure disks until ``stack`` is closed; None where that is not wanted, or where the host refuses it."""
+    if bounds.disk_rows is None:
+        return None
+    try:
+        disks = Disks.start(bounds.disk_rows, bounds.disk_requests, bounds.rows, bounds.idle)
+    except TidegateError as error:
+        log.warning("signals.disk: %s; going on without disks; 'tidegate doctor' says what is missing", error)
+        return None
+    stack.callback(disks.close)
+    return disks
 
 
 def _switch_on_statistics(stack: contextlib.ExitStack) -> str | None:

@@ -54,7 +54,7 @@ def event(id_: int, change: CgroupChange, path: bytes) -> bytes:
 
 @given(st.binary(max_size=900).map(lambda b: b.replace(b"\0", b"x")))
 def test_event_with_any_path_decodes(path: bytes) -> None:
-    assert decode_event(event(7, CgroupChange.MADE, path)) == (7, CgroupChange.MADE, text_of(path))
+    assert decode_event(event(7, CgroupChange.MADE, path)) == (7, CgroupChange.MADE, text_of(path), 0)
 
 
 def test_walk_gives_inode_and_path(tmp_path: Path) -> None:

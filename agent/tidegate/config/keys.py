@@ -38,12 +38,21 @@ class TcpSignal(Section, frozen=True, kw_only=True):
     max_sockets: Annotated[int, Meta(ge=64, le=1_048_576)] = 65_536
 
 
+class DiskSignal(Section, frozen=True, kw_only=True):
+    """The disk signal."""
+
+    enabled: bool = True
+    max_rows: Annotated[int, Meta(ge=64, le=1_048_576)] = 2048
+    max_requests: Annotated[int, Meta(ge=1024, le=1_048_576)] = 8192
+
+
 class Signals(Section, frozen=True, kw_only=True):
     """What is measured, and how often."""
 
     interval: Annotated[Duration, Meta(ge=0.1, le=60)] = 1.0
     program_statistics: bool = False
     tcp: TcpSignal = TcpSignal()
+    disk: DiskSignal = DiskSignal()
 
 
 class Services(Section, frozen=True, kw_only=True):

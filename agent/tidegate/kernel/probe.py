@@ -22,8 +22,18 @@ CAPABILITIES = {
 }
 
 
+class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
+    """A hierarchy of cgroup v1: the number that the kernel gave it, and where it is mounted."""
+
+    id: int
+    mounted: str
+
+
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about the host; ``cgroup2`` is where cgroup2 is mounted, ``hybrid`` that v1 controllers are too."""
+    """Facts about the host; ``cgroup2`` is where cgroup2 is mounted, ``hybrid`` that v1 controllers are too.
+
+    ``block_hierarchy`` is the v1 hierarchy that block requests are charged to; None where that is cgroup2.
+    """
 
     kernel: str
     euid: int
@@ -33,6 +43,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     hybrid: bool
     bpffs: bool
     unprivileged_bpf: str | None
+    block_hierarchy: Hierarchy | None = None
 
 
 def probe(root: Path = Path("/")) -> Host:
@@ -48,7 +59,17 @@ def probe(root: Path = Path("/")) -> Host:
         hybrid=any(kind == "cgroup" for kind, _ in mounts),
         bpffs=any(kind == "bpf" for kind, _ in mounts),
         unprivileged_bpf=_read(root / "proc/sys/kernel/unprivileged_bpf_disabled"),
+        block_hierarchy=hierarchy_of("blkio", root),
     )
+
+
+def hierarchy_of(controller: str, root: Path = Path("/")) -> Hierarchy | None:
+    """Return the v1 hierarchy that has a controller and is mounted, if any."""
+    # cgroups(7): /proc/PID/cgroup has ID:CONTROLLERS:PATH, with the ID 0 for cgroup2.
+    rows = [line.split(":", 2) for line in (_read(root / "proc/self/cgroup") or "").splitlines()]
+    number = next((int(row[0]) for row in rows if len(row) == 3 and controller in row[1].split(",")), None)
+    mounted = _mount_of(controller, root / "proc/self/mountinfo")
+    return None if number is None or mounted is None else Hierarchy(id=number, mounted=mounted)
 
 
 def node(root: Path = Path("/")) -> Node:
@@ -72,9 +93,22 @@ def _mounts(path: Path) -> list[tuple[str, str]]:
     mounts = []
     for line in (_read(path) or "").splitlines():
         left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
-        mounts.append((right.split()[0], point))
+        mounts.append((right.split()[0], _unescaped(left.split()[4])))
     return mounts
+
+
+def _mount_of(controller: str, path: Path) -> str | None:
+    # The options of the super block, at the end of a line, name a v1 hierarchy's controllers.
+    for line in (_read(path) or "").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, *_, options = right.split()
+        if kind == "cgroup" and controller in options.split(","):
+            return _unescaped(left.split()[4])
+    return None
+
+
+def _unescaped(point: str) -> str:
+    return point.encode().decode("unicode_escape")
 
 
 def _effective_capabilities(path: Path) -> int:

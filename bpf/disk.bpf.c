@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Requests of block devices per (cgroup, device, operation), from the block layer's own events. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "include/disk_requests.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Before 5.11 (a54895fa057c "block: remove the request_queue argument to the block_rq tracepoint",
+ * e8a676d61c07) the queue came first. The type went in the same release. Volatile, so that only one of the
+ * two is read.
+ */
+static __always_inline void *subject(unsigned long long *ctx)
+{
+	if (bpf_core_type_exists(struct hd_struct))
+		return (void *)*(volatile unsigned long long *)&ctx[1];
+	return (void *)*(volatile unsigned long long *)&ctx[0];
+}
+
+/* Since 6.5 (5a80bd075f3b "block: introduce block_io_start/block_io_done tracepoints"), else left out */
+SEC("tp_btf/block_io_start")
+int BPF_PROG(disk_made, struct request *rq)
+{
+	return on_made(rq);
+}
+
+/* Since 5.11; needed only with the one above */
+SEC("tp_btf/block_rq_merge")
+int BPF_PROG(disk_merged, struct request *rq)
+{
+	return on_gone(rq);
+}
+
+SEC("tp_btf/block_rq_issue")
+int disk_issued(unsigned long long *ctx)
+{
+	return on_issue(subject(ctx));
+}
+
+SEC("tp_btf/block_rq_requeue")
+int disk_requeued(unsigned long long *ctx)
+{
+	return on_gone(subject(ctx));
+}
+
+SEC("tp_btf/block_rq_complete")
+int BPF_PROG(disk_ended, struct request *rq, int error, unsigned int bytes)
+{
+	return on_end(rq, error & 0xff, bytes);
+}
+
+/* Lists what is with a device, a struct disk_key for each request. */
+SEC("iter/bpf_map_elem")
+int disk_walk(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return on_entry(ctx);
+}

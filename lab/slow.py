@@ -29,6 +29,7 @@ class SlowFile(mfusepy.Operations):  # type: ignore[misc]
     def __init__(self, size: int, delay: float, sound: int) -> None:
         self._content = bytearray(size)
         self._delay, self._sound = delay, sound
+        self._is_dirty = False
 
     def getattr(self, path: str, *_: Any) -> dict[str, Any]:
         """Describe one of the two."""
@@ -56,11 +57,14 @@ class SlowFile(mfusepy.Operations):  # type: ignore[misc]
         """Write after the delay."""
         self._take_time(offset + len(data))
         self._content[offset : offset + len(data)] = data
+        self._is_dirty = True
         return len(data)
 
     def fsync(self, *_: Any) -> int:
-        """Flush after the delay."""
-        time.sleep(self._delay)
+        """Flush after the delay, if there is anything to flush."""
+        if self._is_dirty:
+            self._is_dirty = False
+            time.sleep(self._delay)
         return 0
 
     def _take_time(self, end: int) -> None:

@@ -3,19 +3,26 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "include/disk_bios.bpf.h"
 #include "include/disk_requests.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Before 5.11 (a54895fa057c "block: remove the request_queue argument to the block_rq tracepoint",
- * e8a676d61c07) the queue came first. The type went in the same release. Volatile, so that only one of the
- * two is read.
+/* Before 5.11 (a54895fa057c "block: remove the request_queue argument to the block_rq tracepoint") the queue
+ * came first, and in some releases of 5.10 still does; set by the agent, which tries. In assembler, as the
+ * compiler makes one load at a computed place of the two, which the verifier refuses.
  */
+const volatile __u8 queue_comes_first;
+
 static __always_inline void *subject(unsigned long long *ctx)
 {
-	if (bpf_core_type_exists(struct hd_struct))
-		return (void *)*(volatile unsigned long long *)&ctx[1];
-	return (void *)*(volatile unsigned long long *)&ctx[0];
+	void *found;
+
+	if (queue_comes_first)
+		asm volatile("%0 = *(u64 *)(%1 + 8)" : "=r"(found) : "r"(ctx));
+	else
+		asm volatile("%0 = *(u64 *)(%1 + 0)" : "=r"(found) : "r"(ctx));
+	return found;
 }
 
 /* Since 6.5 (5a80bd075f3b "block: introduce block_io_start/block_io_done tracepoints"), else left out */
@@ -48,6 +55,19 @@ SEC("tp_btf/block_rq_complete")
 int BPF_PROG(disk_ended, struct request *rq, int error, unsigned int bytes)
 {
 	return on_end(rq, error & 0xff, bytes);
+}
+
+/* These two come for every bio, and are attached only while there is a device that takes bios as they are. */
+SEC("tp_btf/block_bio_queue")
+int disk_bio_begun(unsigned long long *ctx)
+{
+	return on_bio(subject(ctx));
+}
+
+SEC("tp_btf/block_bio_complete")
+int BPF_PROG(disk_bio_ended, struct request_queue *queue, struct bio *bio)
+{
+	return on_bio_end(bio);
 }
 
 /* Lists what is with a device, a struct disk_key for each request. */

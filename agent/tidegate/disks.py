@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Self
 
 from tidegate.disk_totals import DiskTotals
-from tidegate.identity.devices import Devices
+from tidegate.identity.devices import Devices, any_takes_bios
 from tidegate.identity.services import Service
 from tidegate.kernel.objects import Program
 from tidegate.model.disk import DiskRow, ServiceDiskRow
 from tidegate.model.snapshot import MapHealth
 from tidegate.rates.disk import DiskRates
 from tidegate.signals.disk import DiskSignal
+
+#: Whether there are devices that take bios as they are is looked up after so many seconds.
+_LOOK_EVERY = 10.0
 
 
 class Disks:
@@ -27,6 +31,8 @@ class Disks:
         self._devices = Devices()
         self.totals = DiskTotals(max_rows, idle)
         self._rates = DiskRates()
+        self._signal.follow_bios(any_takes_bios())
+        self._looked_at = time.monotonic()
 
     @classmethod
     def start(cls, kernel_rows: int, requests: int, max_rows: int, idle: float) -> Self:
@@ -37,6 +43,9 @@ class Disks:
         self, service_of: Callable[[int, int], Service], now: float, interval: float
     ) -> tuple[tuple[DiskRow, ...], tuple[ServiceDiskRow, ...]]:
         """Read what the kernel counted since the last time, and show it with the totals; ``now`` is monotonic."""
+        if now - self._looked_at >= _LOOK_EVERY:
+            self._looked_at = now
+            self._signal.follow_bios(any_takes_bios())
         in_flight = self._signal.in_flight()
         records = self._signal.read()
         if self.totals.make_room(now):

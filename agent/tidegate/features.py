@@ -98,6 +98,7 @@ _SIZED_BY = {
     "tcp_sockets": "signals.tcp.max_sockets",
     "disk_rows": "signals.disk.max_rows",
     "disk_requests": "signals.disk.max_requests",
+    "disk_bios": "signals.disk.max_requests",
 }
 
 #: What each kind of loss means and what mends it.
@@ -145,6 +146,10 @@ _LOSSES = {
     "disk_untimed": (
         "requests were counted without a time",
         "nothing to set; where io accounting is off, switch it on: echo 1 >/sys/block/DEVICE/queue/iostats",
+    ),
+    "disk_bios": (
+        "bios of stacked devices found no place among those that are followed and are in no row",
+        "raise signals.disk.max_requests",
     ),
     "disk_rows_folded": (
         "idle rows of disks were folded into 'other' to make room",

@@ -22,7 +22,8 @@ enum disk_loss {
 	DISK_LOSS_UNTRACKED = 2,  /* requests whose issue was not noted: timed from their making */
 	DISK_LOSS_END_UNSEEN = 3, /* ends that no program saw, counted later: their time is a guess */
 	DISK_LOSS_UNTIMED = 4,    /* requests that were counted without a time */
-	DISK_LOSS_COUNT = 5,
+	DISK_LOSS_BIOS = 5,       /* bios that found no place in disk_bios: in no row */
+	DISK_LOSS_COUNT = 6,
 };
 
 /* What stands for a cgroup where there is none. */

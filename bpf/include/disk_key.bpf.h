@@ -47,7 +47,7 @@ static __always_inline const struct gendisk *disk_of(const struct request *rq)
 	const struct request___disk *before = (const void *)rq;
 
 	if (bpf_core_field_exists(before->rq_disk))
-		return BPF_CORE_READ(before, rq_disk);
+		return before->rq_disk;
 	return rq->q->disk;
 }
 
@@ -57,7 +57,7 @@ static __always_inline __u32 partition_of(const struct request *rq)
 	const struct request___hd *before = (const void *)rq;
 
 	if (bpf_core_type_exists(struct hd_struct))
-		return BPF_CORE_READ(before, part, __dev.devt);
+		return before->part->__dev.devt;
 	if (rq->part)
 		return rq->part->bd_dev;
 	if (bpf_core_field_exists(rq->bio->bi_bdev) && rq->bio)

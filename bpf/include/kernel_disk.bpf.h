@@ -52,6 +52,7 @@ struct bvec_iter {
 struct bio {
 	struct block_device *bi_bdev;
 	__u32 bi_opf;
+	__u8 bi_status;
 	struct bvec_iter bi_iter;
 	struct blkcg_gq *bi_blkg;
 };

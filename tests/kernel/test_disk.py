@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -276,3 +277,41 @@ def test_losses_are_those_that_the_header_declares() -> None:
     with measured() as signal:
         names = {f"disk_{reason.name.lower()}" for reason in layouts.DiskLoss if reason.name != "COUNT"}
         assert set(signal.losses()) == names
+
+
+def test_bios_of_a_device_that_makes_no_requests_are_those_of_diskstats() -> None:
+    with zram() as device, measured() as signal:
+        signal.follow_bios(True)
+        rows = Rows(signal, device)
+        before, _ = diskstats(device)
+        with Direct(device) as disk:
+            for n in range(100):
+                disk.write(n * BLOCK, BLOCK << n % 4)
+                disk.read(n * BLOCK, BLOCK)
+        found = rows.counted()
+        assert found == difference(diskstats(device)[0], before)
+        assert found["read"] == Counted(100, 100 * BLOCK)
+        assert_timed(rows, found)
+        signal.follow_bios(False)
+        with Direct(device) as disk:
+            disk.read(0)
+        assert rows.counted() == found
+
+
+@contextmanager
+def zram() -> Iterator[Path]:
+    """A device of compressed memory, whose driver takes bios as they are."""
+    control = Path("/sys/class/zram-control")
+    if not control.exists():
+        subprocess.run(["modprobe", "zram"], check=False)
+    if not control.exists():
+        pytest.skip("this kernel has no zram")
+    number = (control / "hot_add").read_text(encoding="ascii").strip()
+    settings = Path(f"/sys/block/zram{number}")
+    try:
+        (settings / "disksize").write_text("16M", encoding="ascii")
+        (settings / "queue/iostats").write_text("1", encoding="ascii")
+        yield Path(f"/dev/zram{number}")
+    finally:
+        (settings / "reset").write_text("1", encoding="ascii")
+        (control / "hot_remove").write_text(number, encoding="ascii")

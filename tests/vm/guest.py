@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.vm.disk import measure_disk
 from tests.vm.report import ENTRIES, MARKER, ObjectReport, ProgramReport, Report, Rows
 from tests.vm.traffic import Client, Count, Counts, Ports, Server, move_to
 from tidegate.errors import TidegateError
@@ -101,6 +102,7 @@ def run() -> Report:
         entries=entries,
         counts_misses=counts_misses,
         refusal=refusal,
+        disk=measure_disk(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tests.vm.disk import DiskReport
 from tests.vm.traffic import Count
 from tidegate.model.feature import Feature
 
@@ -66,3 +67,4 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     entries: int | None
     counts_misses: bool
     refusal: str = ""
+    disk: DiskReport | None = None

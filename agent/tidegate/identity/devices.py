@@ -67,6 +67,15 @@ class Devices:
         )
 
 
+def any_takes_bios(sys: Path = Path("/sys")) -> bool:
+    """Tell whether there is a device whose driver makes no requests: dm, md, zram, an NVMe multipath head."""
+    try:
+        folders = list((sys / "block").iterdir())
+    except OSError:
+        return False
+    return any(not (folder / "mq").exists() and _read(folder / "size") not in (None, "0") for folder in folders)
+
+
 def name_of(folder: Path) -> str:
     """Return the name of the device that a folder of sysfs describes.
 

@@ -27,7 +27,8 @@ class DiskLoss(IntEnum):
     UNTRACKED = 2
     END_UNSEEN = 3
     UNTIMED = 4
-    COUNT = 5
+    BIOS = 5
+    COUNT = 6
 
 
 class DiskOperation(IntEnum):

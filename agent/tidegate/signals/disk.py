@@ -6,13 +6,13 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 from tidegate.errors import KernelError
 from tidegate.kernel import layouts
 from tidegate.kernel.maps import SwappedTables
-from tidegate.kernel.objects import BpfObject, map_health
+from tidegate.kernel.objects import BpfObject, Link, map_health
 from tidegate.model.record import DiskRecord
 from tidegate.model.snapshot import MapHealth
 from tidegate.signals.counts import Counts, CountsDecoder, difference, read_counter
@@ -22,6 +22,14 @@ from tidegate.signals.disk_fields import COUNTERS, HISTOGRAMS, OPERATIONS
 BATCH = 64
 #: Programs at events that Linux has since 6.5 and 5.11; without them, queue times need io accounting.
 OPTIONAL = ("disk_made", "disk_merged")
+#: Programs for devices that take bios as they are.
+BIOS = ("disk_bio_begun", "disk_bio_ended")
+#: How a load fails where an event is missing, or has other arguments.
+_OTHER_EVENTS = (errno.ESRCH, errno.EINVAL, errno.EACCES)
+
+
+#: What older kernels call for: which programs are left out, and whether an event's queue comes before its request.
+_VARIANTS = (((), False), (OPTIONAL, False), (OPTIONAL, True))
 
 
 def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
@@ -30,25 +38,28 @@ def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
     Without those that are optional where the kernel lacks their events; the second value is the reason then, else
     empty.
     """
-    try:
-        return _load(max_rows, max_requests, all_of_it=True), ""
-    except KernelError as error:
-        if error.errno not in (errno.ESRCH, errno.EINVAL):
-            raise
-    # What else may be wrong is wrong without them too, and then raised.
-    bpf = _load(max_rows, max_requests, all_of_it=False)
-    return bpf, "the kernel doesn't show when a request is made (block_io_start, Linux 6.5)"
+    for left_out, queue_comes_first in _VARIANTS:
+        try:
+            bpf = _load(max_rows, max_requests, left_out, queue_comes_first=queue_comes_first)
+        except KernelError as error:
+            if error.errno not in _OTHER_EVENTS or queue_comes_first:
+                raise
+        else:
+            break
+    missing = "the kernel doesn't show when a request is made (block_io_start, Linux 6.5)"
+    return bpf, missing if left_out else ""
 
 
-def _load(max_rows: int, max_requests: int, *, all_of_it: bool) -> BpfObject:
+def _load(max_rows: int, max_requests: int, left_out: Iterable[str], *, queue_comes_first: bool) -> BpfObject:
     bpf = BpfObject.named("disk")
     try:
         for table in ("disk_rows_a", "disk_rows_b"):
             bpf.set_max_entries(table, max_rows)
-        bpf.set_max_entries("disk_requests", max_requests)
-        if not all_of_it:
-            for name in OPTIONAL:
-                bpf.programs[name].skip()
+        for table in ("disk_requests", "disk_bios"):
+            bpf.set_max_entries(table, max_requests)
+        bpf.set_constant("queue_comes_first", bytes([queue_comes_first]))
+        for name in left_out:
+            bpf.programs[name].skip()
         row = (layouts.DISK_KEY.size, layouts.DISK_COUNTS.size)
         sizes = dict.fromkeys(("disk_rows_a", "disk_rows_b", "disk_other"), row)
         return bpf.load(sizes | {"disk_requests": (8, layouts.DISK_REQUEST.size)})
@@ -67,6 +78,7 @@ class DiskSignal:
         self._walk = bpf.programs["disk_walk"].attach_iterator(bpf.maps["disk_requests"])
         bpf.links.append(self._walk)
         self._decoder = CountsDecoder(COUNTERS, HISTOGRAMS, BATCH)
+        self._bio_links: list[Link] = []
         self._other: dict[bytes, Counts] = {}
         self.rows = 0
         self.requests = 0
@@ -80,7 +92,10 @@ class DiskSignal:
         """
         bpf, _ = load(max_rows, max_requests)
         try:
-            signal = cls(bpf.attach())
+            for program in bpf.programs.values():
+                if program.is_loaded and not program.is_iterator and program.name not in BIOS:
+                    bpf.links.append(program.attach())
+            signal = cls(bpf)
             bpf.set_variable("attached_ns", time.monotonic_ns())
             return signal
         except BaseException:
@@ -105,11 +120,27 @@ class DiskSignal:
         """
         keys = Counter(layouts.DISK_KEY.iter_unpack(self._walk.read()))
         self.requests = sum(keys.values())
+        if self._bio_links:
+            for _, _, values in self.bpf.maps["disk_bios"].batches():
+                begun = map(layouts.DiskRequest._make, layouts.DISK_REQUEST.iter_unpack(values))
+                keys.update(layouts.DISK_KEY.unpack(bio.key) for bio in begun)
         found: Counter[tuple[int, int, str]] = Counter()
         for key, count in keys.items():
             known = layouts.DiskKey._make(key)
             found[known.disk, known.device, OPERATIONS[known.operation]] += count
         return found
+
+    def follow_bios(self, wanted: bool) -> None:
+        """Count what devices do that take bios as they are; costs something for each bio of every device."""
+        if wanted and not self._bio_links:
+            # The end first, so that none is begun whose end is missed.
+            self._bio_links = [self.bpf.programs[name].attach() for name in reversed(BIOS)]
+            self.bpf.links.extend(self._bio_links)
+        elif not wanted:
+            for link in self._bio_links:
+                link.close()
+                self.bpf.links.remove(link)
+            self._bio_links = []
 
     def losses(self) -> dict[str, int]:
         """Return what the programs had to leave out since they were loaded."""

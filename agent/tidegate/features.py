@@ -15,7 +15,7 @@ _PRIVILEGE = ("CAP_BPF", "CAP_PERFMON")
 
 def features(host: Host) -> list[Feature]:
     """Judge every feature of this version."""
-    return [privilege(host), btf(host), identity(host), namespaces(host)]
+    return [privilege(host), btf(host), identity(host), namespaces(host), disk_services(host)]
 
 
 def privilege(host: Host) -> Feature:
@@ -66,6 +66,19 @@ def namespaces(host: Host) -> Feature:
         reason=f"other network namespaces can't be entered without {' and '.join(sorted(missing))}, so "
         "connections that were open there before the agent's start are seen from their next event on",
         remedy="grant what is missing; without it, connections that begin later are complete all the same",
+    )
+
+
+def disk_services(host: Host) -> Feature:
+    """A request is charged to the nearest cgroup that the io controller is enabled for."""
+    if host.io_controlled:
+        return Feature(name="disk:services", state=State.OK)
+    return Feature(
+        name="disk:services",
+        state=State.DEGRADED,
+        reason="cgroup2 has no io controller for services (cgroup.subtree_control of its root), so requests of "
+        "all of them are charged to '/'",
+        remedy="with systemd, DefaultIOAccounting=yes in /etc/systemd/system.conf, or IOAccounting=yes in a unit",
     )
 
 

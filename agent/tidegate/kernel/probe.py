@@ -32,7 +32,8 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about the host; ``cgroup2`` is where cgroup2 is mounted, ``hybrid`` that v1 controllers are too.
 
-    ``block_hierarchy`` is the v1 hierarchy that block requests are charged to; None where that is cgroup2.
+    ``block_hierarchy`` is the v1 hierarchy that block requests are charged to, None where that is cgroup2;
+    ``io_controlled`` says whether services are charged and not only the root.
     """
 
     kernel: str
@@ -44,22 +45,27 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     bpffs: bool
     unprivileged_bpf: str | None
     block_hierarchy: Hierarchy | None = None
+    io_controlled: bool = True
 
 
 def probe(root: Path = Path("/")) -> Host:
     """Gather the facts; ``root`` stands for / in tests."""
     mounts = _mounts(root / "proc/self/mountinfo")
     effective = _effective_capabilities(root / "proc/self/status")
+    cgroup2 = next((point for kind, point in mounts if kind == "cgroup2"), None)
+    blocks = hierarchy_of("blkio", root)
+    controllers = _read(root / f"{cgroup2 or ''}/cgroup.subtree_control".lstrip("/")) or ""
     return Host(
         kernel=platform.release(),
         euid=os.geteuid(),
         capabilities=frozenset(name for name, bit in CAPABILITIES.items() if effective >> bit & 1),
         btf=(root / "sys/kernel/btf/vmlinux").exists(),
-        cgroup2=next((point for kind, point in mounts if kind == "cgroup2"), None),
+        cgroup2=cgroup2,
         hybrid=any(kind == "cgroup" for kind, _ in mounts),
         bpffs=any(kind == "bpf" for kind, _ in mounts),
         unprivileged_bpf=_read(root / "proc/sys/kernel/unprivileged_bpf_disabled"),
-        block_hierarchy=hierarchy_of("blkio", root),
+        block_hierarchy=blocks,
+        io_controlled=blocks is not None or "io" in controllers.split(),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Self
 
 from tidegate.disk_totals import DiskTotals
-from tidegate.identity.devices import Devices, any_takes_bios
+from tidegate.identity.devices import Devices, any_takes_bios, any_unaccounted
 from tidegate.identity.services import Service
 from tidegate.kernel.objects import Program
 from tidegate.model.disk import DiskRow, ServiceDiskRow
@@ -16,7 +16,7 @@ from tidegate.model.snapshot import MapHealth
 from tidegate.rates.disk import DiskRates
 from tidegate.signals.disk import DiskSignal
 
-#: Whether there are devices that take bios as they are is looked up after so many seconds.
+#: Which kinds of devices there are is looked up after so many seconds.
 _LOOK_EVERY = 10.0
 
 
@@ -31,8 +31,7 @@ class Disks:
         self._devices = Devices()
         self.totals = DiskTotals(max_rows, idle)
         self._rates = DiskRates()
-        self._signal.follow_bios(any_takes_bios())
-        self._looked_at = time.monotonic()
+        self._look_at_devices(time.monotonic())
 
     @classmethod
     def start(cls, kernel_rows: int, requests: int, max_rows: int, idle: float) -> Self:
@@ -44,8 +43,7 @@ class Disks:
     ) -> tuple[tuple[DiskRow, ...], tuple[ServiceDiskRow, ...]]:
         """Read what the kernel counted since the last time, and show it with the totals; ``now`` is monotonic."""
         if now - self._looked_at >= _LOOK_EVERY:
-            self._looked_at = now
-            self._signal.follow_bios(any_takes_bios())
+            self._look_at_devices(now)
         in_flight = self._signal.in_flight()
         records = self._signal.read()
         if self.totals.make_room(now):
@@ -53,6 +51,10 @@ class Disks:
         self.totals.add(records, service_of, self._devices.of, now)
         under_way = self.totals.in_flight(in_flight, self._devices.of)
         return self._rates.rows(self.totals.sample(), under_way, self.totals.known, interval)
+
+    def _look_at_devices(self, now: float) -> None:
+        self._looked_at = now
+        self._signal.follow(bios=any_takes_bios(), making=any_unaccounted())
 
     @property
     def programs(self) -> list[Program]:

@@ -122,6 +122,7 @@ def test_counts_do_not_depend_on_io_accounting(device: Device) -> None:
         expected = Rows(signal, device.path)
         assert expected.counted() == difference(diskstats(device.path)[0], before)
         setting.write_text("0", encoding="ascii")
+        signal.follow(bios=False, making=True)
         try:
             rows = Rows(signal, device.path)
             before, _ = diskstats(device.path)
@@ -281,7 +282,7 @@ def test_losses_are_those_that_the_header_declares() -> None:
 
 def test_bios_of_a_device_that_makes_no_requests_are_those_of_diskstats() -> None:
     with zram() as device, measured() as signal:
-        signal.follow_bios(True)
+        signal.follow(bios=True, making=False)
         rows = Rows(signal, device)
         before, _ = diskstats(device)
         with Direct(device) as disk:
@@ -292,7 +293,7 @@ def test_bios_of_a_device_that_makes_no_requests_are_those_of_diskstats() -> Non
         assert found == difference(diskstats(device)[0], before)
         assert found["read"] == Counted(100, 100 * BLOCK)
         assert_timed(rows, found)
-        signal.follow_bios(False)
+        signal.follow(bios=False, making=False)
         with Direct(device) as disk:
             disk.read(0)
         assert rows.counted() == found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.identity.devices import Device, Devices, any_takes_bios, number_text
+from tidegate.identity.devices import Device, Devices, any_takes_bios, any_unaccounted, number_text
 
 pytestmark = pytest.mark.unit
 
@@ -83,3 +83,12 @@ def test_devices_that_take_bios_are_those_without_queues(sys: Sys) -> None:
     sys.add(253, 0, "virtual/dm-0", size="100")
     assert any_takes_bios(sys.root)
     assert not any_takes_bios(sys.root / "none")
+
+
+def test_devices_without_accounting_are_those_that_make_requests_and_hold_something(sys: Sys) -> None:
+    sys.add(253, 0, "virtual/dm-0", size="100", queue__iostats="0")
+    for name, size, iostats in (("loop0", "0", "0"), ("sda", "100", "1")):
+        (sys.add(8, len(name), f"pci/{name}", size=size, queue__iostats=iostats) / "mq").mkdir()
+    assert not any_unaccounted(sys.root)
+    (sys.add(8, 9, "pci/sdb", size="100", queue__iostats="0") / "mq").mkdir()
+    assert any_unaccounted(sys.root)

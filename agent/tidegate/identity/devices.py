@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,11 +69,22 @@ class Devices:
 
 def any_takes_bios(sys: Path = Path("/sys")) -> bool:
     """Tell whether there is a device whose driver makes no requests: dm, md, zram, an NVMe multipath head."""
+    return any(not (folder / "mq").exists() for folder in _disks(sys))
+
+
+def any_unaccounted(sys: Path = Path("/sys")) -> bool:
+    """Tell whether there is a device with requests that the kernel does not account for."""
+    return any((folder / "mq").exists() and _read(folder / "queue/iostats") == "0" for folder in _disks(sys))
+
+
+def _disks(sys: Path) -> Iterator[Path]:
+    """Yield the folders of disks that hold anything; loop devices that nobody uses don't."""
     try:
-        folders = list((sys / "block").iterdir())
+        for folder in (sys / "block").iterdir():
+            if _read(folder / "size") not in (None, "0"):
+                yield folder
     except OSError:
-        return False
-    return any(not (folder / "mq").exists() and _read(folder / "size") not in (None, "0") for folder in folders)
+        return
 
 
 def name_of(folder: Path) -> str:

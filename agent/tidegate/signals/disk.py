@@ -22,8 +22,8 @@ from tidegate.signals.disk_fields import COUNTERS, HISTOGRAMS, OPERATIONS
 BATCH = 64
 #: Programs at events that Linux has since 6.5 and 5.11; without them, queue times need io accounting.
 OPTIONAL = ("disk_made", "disk_merged")
-#: Programs for devices that take bios as they are.
-BIOS = ("disk_bio_begun", "disk_bio_ended")
+#: Programs for devices that take bios as they are; the end first, so that none is begun whose end is missed.
+BIOS = ("disk_bio_ended", "disk_bio_begun")
 #: How a load fails where an event is missing, or has other arguments.
 _OTHER_EVENTS = (errno.ESRCH, errno.EINVAL, errno.EACCES)
 
@@ -78,7 +78,7 @@ class DiskSignal:
         self._walk = bpf.programs["disk_walk"].attach_iterator(bpf.maps["disk_requests"])
         bpf.links.append(self._walk)
         self._decoder = CountsDecoder(COUNTERS, HISTOGRAMS, BATCH)
-        self._bio_links: list[Link] = []
+        self._as_needed: dict[str, Link] = {}
         self._other: dict[bytes, Counts] = {}
         self.rows = 0
         self.requests = 0
@@ -93,7 +93,7 @@ class DiskSignal:
         bpf, _ = load(max_rows, max_requests)
         try:
             for program in bpf.programs.values():
-                if program.is_loaded and not program.is_iterator and program.name not in BIOS:
+                if program.is_loaded and not program.is_iterator and program.name not in BIOS + OPTIONAL:
                     bpf.links.append(program.attach())
             signal = cls(bpf)
             bpf.set_variable("attached_ns", time.monotonic_ns())
@@ -120,7 +120,7 @@ class DiskSignal:
         """
         keys = Counter(layouts.DISK_KEY.iter_unpack(self._walk.read()))
         self.requests = sum(keys.values())
-        if self._bio_links:
+        if BIOS[0] in self._as_needed:
             for _, _, values in self.bpf.maps["disk_bios"].batches():
                 begun = map(layouts.DiskRequest._make, layouts.DISK_REQUEST.iter_unpack(values))
                 keys.update(layouts.DISK_KEY.unpack(bio.key) for bio in begun)
@@ -130,17 +130,24 @@ class DiskSignal:
             found[known.disk, known.device, OPERATIONS[known.operation]] += count
         return found
 
-    def follow_bios(self, wanted: bool) -> None:
-        """Count what devices do that take bios as they are; costs something for each bio of every device."""
-        if wanted and not self._bio_links:
-            # The end first, so that none is begun whose end is missed.
-            self._bio_links = [self.bpf.programs[name].attach() for name in reversed(BIOS)]
-            self.bpf.links.extend(self._bio_links)
-        elif not wanted:
-            for link in self._bio_links:
-                link.close()
-                self.bpf.links.remove(link)
-            self._bio_links = []
+    def follow(self, *, bios: bool, making: bool) -> None:
+        """Attach what only some hosts need: it costs something for each bio or request of every device.
+
+        ``bios``: some devices take bios as they are. ``making``: some devices are without io accounting,
+        so that the kernel does not note when their requests were made.
+        """
+        for names, wanted in ((BIOS, bios), (OPTIONAL, making)):
+            for name in names:
+                self._attach_if(name, wanted)
+
+    def _attach_if(self, name: str, wanted: bool) -> None:
+        program, link = self.bpf.programs[name], self._as_needed.get(name)
+        if wanted and link is None and program.is_loaded:
+            self._as_needed[name] = program.attach()
+            self.bpf.links.append(self._as_needed[name])
+        elif not wanted and link is not None:
+            link.close()
+            self.bpf.links.remove(self._as_needed.pop(name))
 
     def losses(self) -> dict[str, int]:
         """Return what the programs had to leave out since they were loaded."""

@@ -8,13 +8,15 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Before 5.11 (a54895fa057c "block: remove the request_queue argument to the block_rq tracepoint") the queue
- * came first, and in some releases of 5.10 still does; set by the agent, which tries. In assembler, as the
- * compiler makes one load at a computed place of the two, which the verifier refuses.
+/* Before 5.11 the queue came first in events of bios (e8a676d61c07 "block: simplify and extend the
+ * block_bio_merge tracepoint class") and of requests (a54895fa057c), which some releases of 5.10 have
+ * without; set by the agent, which tries.
  */
-const volatile __u8 queue_comes_first;
+const volatile __u8 queue_before_bio;
+const volatile __u8 queue_before_request;
 
-static __always_inline void *subject(unsigned long long *ctx)
+/* In assembler, as the compiler makes one load at a computed place of the two, which the verifier refuses. */
+static __always_inline void *subject(unsigned long long *ctx, __u8 queue_comes_first)
 {
 	void *found;
 
@@ -42,13 +44,13 @@ int BPF_PROG(disk_merged, struct request *rq)
 SEC("tp_btf/block_rq_issue")
 int disk_issued(unsigned long long *ctx)
 {
-	return on_issue(subject(ctx));
+	return on_issue(subject(ctx, queue_before_request));
 }
 
 SEC("tp_btf/block_rq_requeue")
 int disk_requeued(unsigned long long *ctx)
 {
-	return on_gone(subject(ctx));
+	return on_gone(subject(ctx, queue_before_request));
 }
 
 SEC("tp_btf/block_rq_complete")
@@ -61,7 +63,7 @@ int BPF_PROG(disk_ended, struct request *rq, int error, unsigned int bytes)
 SEC("tp_btf/block_bio_queue")
 int disk_bio_begun(unsigned long long *ctx)
 {
-	return on_bio(subject(ctx));
+	return on_bio(subject(ctx, queue_before_bio));
 }
 
 SEC("tp_btf/block_bio_complete")

@@ -28,8 +28,13 @@ BIOS = ("disk_bio_ended", "disk_bio_begun")
 _OTHER_EVENTS = (errno.ESRCH, errno.EINVAL, errno.EACCES)
 
 
-#: What older kernels call for: which programs are left out, and whether an event's queue comes before its request.
-_VARIANTS = (((), False), (OPTIONAL, False), (OPTIONAL, True))
+#: What older kernels call for, one after the other: programs that are left out, and constants that are set.
+_VARIANTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    ((), ()),
+    (OPTIONAL, ()),
+    (OPTIONAL, ("queue_before_bio",)),
+    (OPTIONAL, ("queue_before_bio", "queue_before_request")),
+)
 
 
 def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
@@ -38,11 +43,11 @@ def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
     Without those that are optional where the kernel lacks their events; the second value is the reason then, else
     empty.
     """
-    for left_out, queue_comes_first in _VARIANTS:
+    for left_out, constants in _VARIANTS:
         try:
-            bpf = _load(max_rows, max_requests, left_out, queue_comes_first=queue_comes_first)
+            bpf = _load(max_rows, max_requests, left_out, constants)
         except KernelError as error:
-            if error.errno not in _OTHER_EVENTS or queue_comes_first:
+            if error.errno not in _OTHER_EVENTS or constants == _VARIANTS[-1][1]:
                 raise
         else:
             break
@@ -50,14 +55,15 @@ def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
     return bpf, missing if left_out else ""
 
 
-def _load(max_rows: int, max_requests: int, left_out: Iterable[str], *, queue_comes_first: bool) -> BpfObject:
+def _load(max_rows: int, max_requests: int, left_out: Iterable[str], constants: Iterable[str]) -> BpfObject:
     bpf = BpfObject.named("disk")
     try:
         for table in ("disk_rows_a", "disk_rows_b"):
             bpf.set_max_entries(table, max_rows)
         for table in ("disk_requests", "disk_bios"):
             bpf.set_max_entries(table, max_requests)
-        bpf.set_constant("queue_comes_first", bytes([queue_comes_first]))
+        for name in constants:
+            bpf.set_constant(name, bytes([True]))
         for name in left_out:
             bpf.programs[name].skip()
         row = (layouts.DISK_KEY.size, layouts.DISK_COUNTS.size)

@@ -4,8 +4,9 @@ SHELL := /bin/bash
 
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables openssl prometheus \
             python3 python3-dev python3-venv
-# What the tests alone need: other kernels are fetched and booted, proxies are run.
-TEST_PACKAGES := qemu-system-x86 debian-archive-keyring nginx haproxy
+# What the tests and benchmarks alone need: other kernels are fetched and booted, proxies are run, disks are made
+# and slowed.
+TEST_PACKAGES := qemu-system-x86 debian-archive-keyring e2fsprogs fio fuse3 haproxy mount nginx util-linux
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +31,7 @@ test: setup lint ## everything that this machine can test (root)
 test-kernels: setup ## boot other kernels under emulation and try the agent there (root)
 	@$(BIN)/pytest -m vm
 
-test test-kernels: PACKAGES += $(TEST_PACKAGES)
+test test-kernels bench: PACKAGES += $(TEST_PACKAGES)
 
 unit: setup ## the tests that need no privilege
 	@$(BIN)/pytest -m unit

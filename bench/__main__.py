@@ -8,14 +8,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import agent, reading, report, resources, scrape, tcp
+from bench import agent, disk, reading, report, resources, scrape, tcp
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 
 
 def main() -> None:
     """Run all benchmarks, or those whose module is named."""
-    modules = {"tcp": tcp, "reading": reading, "agent": agent, "resources": resources, "scrape": scrape}
+    modules = {
+        "tcp": tcp,
+        "disk": disk,
+        "reading": reading,
+        "agent": agent,
+        "resources": resources,
+        "scrape": scrape,
+    }
     chosen = sys.argv[1:] or list(modules)
     figures = []
     with tempfile.TemporaryDirectory() as directory:

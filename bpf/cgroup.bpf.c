@@ -22,13 +22,17 @@ struct {
 
 __u64 cgroup_events_lost;
 
+/* Hierarchies to report, a bit for each number; set by the agent. 0 is the default hierarchy, cgroup2. */
+const volatile __u64 hierarchies = 1;
+
 static int report(struct cgroup *cgrp, const char *path, __u32 change)
 {
 	struct cgroup_event *event;
-	__u32 zero = 0;
+	__u32 zero = 0, hierarchy;
 	long length;
 
-	if (cgrp->root->hierarchy_id) /* 0 is the default hierarchy, cgroup2 */
+	hierarchy = cgrp->root->hierarchy_id;
+	if (hierarchy >= HIERARCHY_MAX || !(hierarchies >> hierarchy & 1))
 		return 0;
 	event = bpf_map_lookup_elem(&cgroup_scratch, &zero);
 	if (!event)
@@ -38,6 +42,7 @@ static int report(struct cgroup *cgrp, const char *path, __u32 change)
 		length = 0;
 	event->id = cgrp->kn->id;
 	event->change = change;
+	event->hierarchy = hierarchy;
 	event->length = length;
 	if (bpf_ringbuf_output(&cgroup_events, event, __builtin_offsetof(struct cgroup_event, path) + length,
 			       0))

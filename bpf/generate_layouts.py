@@ -4,7 +4,8 @@
 Usage: python bpf/generate_layouts.py types.bpf.o > layouts.py
 
 Each named enum becomes an IntEnum, each struct a NamedTuple (TcpKey) with its layout (TCP_KEY). A scalar is
-an int; an array is bytes with a layout of its elements (TCP_COUNTS_FAILURES). Padding is explicit in C.
+an int; an array is bytes with a layout of its elements (TCP_COUNTS_FAILURES), a struct in a struct is bytes too.
+Padding is explicit in C.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ def write_struct(types: dict[int, BTF], t: BTF) -> str:
             size = n * resolve(types, kind["type_id"])["size"]
             fields.append(f"    {member['name']}: bytes")
             arrays.append(f'{t["name"].upper()}_{member["name"].upper()} = Struct("<{n}{code}")')
+            codes += f"{size}s"
+        elif kind["kind"] == "STRUCT":
+            size = kind["size"]
+            fields.append(f"    {member['name']}: bytes")
             codes += f"{size}s"
         else:
             size = kind["size"]

@@ -3,6 +3,7 @@
  * the agent's layouts are generated.
  */
 #include "include/cgroup.h"
+#include "include/disk.h"
 #include "include/oom.h"
 #include "include/ports.h"
 #include "include/tcp.h"
@@ -21,6 +22,12 @@ enum oom_limit *oom_limit;
 struct tcp_key *tcp_key;
 struct tcp_counts *tcp_counts;
 struct cgroup_event *cgroup_event;
+enum disk_operation *disk_operation;
+enum disk_loss *disk_loss;
+enum disk_cgroup *disk_cgroup;
+struct disk_key *disk_key;
+struct disk_counts *disk_counts;
+struct disk_request *disk_request;
 struct oom_event *oom_event;
 struct ports_key *ports_key;
 struct ports_waiting *ports_waiting;

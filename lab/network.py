@@ -146,7 +146,7 @@ def _empty(cgroup: Path, deadline: float = 5.0) -> None:
 
 def lab_name(number: int) -> str:
     """Return the name of this process's lab of that number; it tells who made it, also once the pid is reused."""
-    return f"{PREFIX}-{os.getpid()}-{_started(os.getpid())}-{number}"
+    return f"{PREFIX}-{os.getpid()}-{started(os.getpid())}-{number}"
 
 
 def sweep() -> None:
@@ -154,9 +154,9 @@ def sweep() -> None:
     root = cgroup_root()
     with _turn():
         names = [*netns.listnetns(), *(path.name for path in root.glob(f"{PREFIX}-*"))]
-        for pid, started in {match.groups() for match in map(_OWNER.match, names) if match}:
-            if _started(int(pid)) != int(started):
-                owner = f"{PREFIX}-{pid}-{started}"
+        for pid, since in {match.groups() for match in map(_OWNER.match, names) if match}:
+            if started(int(pid)) != int(since):
+                owner = f"{PREFIX}-{pid}-{since}"
                 for cgroup in root.glob(f"{owner}-*"):
                     remove_cgroup(cgroup)
                 remove_namespaces(owner)
@@ -174,7 +174,7 @@ def _turn() -> Iterator[None]:
         os.close(directory)
 
 
-def _started(pid: int) -> int | None:
+def started(pid: int) -> int | None:
     """Return when a process was started, in clock ticks since boot (proc(5), stat 22); None if there is none."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]

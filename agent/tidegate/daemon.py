@@ -115,7 +115,7 @@ class Agent:
             server.publish(view)
             if self.on_view is not None:
                 self.on_view(view)
-            measurement.totals.limit(*limits_of(self.config))
+            measurement.limit(*limits_of(self.config))
 
     async def _stopped_before(self, due: float) -> bool:
         delay = due - asyncio.get_running_loop().time()
@@ -166,7 +166,7 @@ def limits_of(config: Config) -> tuple[int, int, float]:
 def bounds_of(config: Config) -> Bounds:
     """Return how much a config lets the measurement keep."""
     rows, endpoints, idle = limits_of(config)
-    tcp, resources = config.signals.tcp, config.signals.resources
+    tcp, disk, resources = config.signals.tcp, config.signals.disk, config.signals.resources
     return Bounds(
         kernel_rows=tcp.max_rows,
         sockets=tcp.max_sockets,
@@ -176,4 +176,6 @@ def bounds_of(config: Config) -> Bounds:
         idle=idle,
         resource_interval=resources.interval,
         cgroups_per_second=resources.cgroups_per_second,
+        disk_rows=disk.max_rows if disk.enabled else None,
+        disk_requests=disk.max_requests,
     )

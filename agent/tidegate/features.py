@@ -15,7 +15,15 @@ _PRIVILEGE = ("CAP_BPF", "CAP_PERFMON")
 
 def features(host: Host) -> list[Feature]:
     """Judge every feature of this version."""
-    return [privilege(host), btf(host), identity(host), namespaces(host), controllers(host), pressure(host)]
+    return [
+        privilege(host),
+        btf(host),
+        identity(host),
+        namespaces(host),
+        controllers(host),
+        pressure(host),
+        disk_services(host),
+    ]
 
 
 def privilege(host: Host) -> Feature:
@@ -99,6 +107,19 @@ def pressure(host: Host) -> Feature:
     )
 
 
+def disk_services(host: Host) -> Feature:
+    """A request is charged to the nearest cgroup that the io controller is enabled for."""
+    if host.io_controlled:
+        return Feature(name="disk:services", state=State.OK)
+    return Feature(
+        name="disk:services",
+        state=State.DEGRADED,
+        reason="cgroup2 has no io controller for services (cgroup.subtree_control of its root), so requests of "
+        "all of them are charged to '/'",
+        remedy="with systemd, DefaultIOAccounting=yes in /etc/systemd/system.conf, or IOAccounting=yes in a unit",
+    )
+
+
 def require(found: list[Feature]) -> None:
     """Raise :class:`UnavailableError` with every reason and remedy where a feature is unavailable."""
     missing = [f for f in found if f.state is State.UNAVAILABLE]
@@ -123,7 +144,13 @@ FULL = 0.9
 TICKS_FOR_ONE_LATE, LATE_TICKS_ALLOWED = 100, 2
 
 #: Which key of the config sizes a map.
-_SIZED_BY = {"tcp_rows": "signals.tcp.max_rows", "tcp_sockets": "signals.tcp.max_sockets"}
+_SIZED_BY = {
+    "tcp_rows": "signals.tcp.max_rows",
+    "tcp_sockets": "signals.tcp.max_sockets",
+    "disk_rows": "signals.disk.max_rows",
+    "disk_requests": "signals.disk.max_requests",
+    "disk_bios": "signals.disk.max_requests",
+}
 
 #: What each kind of loss means and what mends it.
 _LOSSES = {
@@ -174,6 +201,34 @@ _LOSSES = {
     "oom_unattributed": (
         "kills for want of memory that the kernel counted were shown to no program; whose they were is not known",
         "look for 'Killed process' in the kernel's log",
+    ),
+    "disk_rows_full": (
+        "requests found no place in the table of an interval and are in the service 'other'",
+        "raise signals.disk.max_rows, or lower signals.interval",
+    ),
+    "disk_unplaced": (
+        "requests found no place at all and are in no row",
+        "raise signals.disk.max_rows, or lower signals.interval",
+    ),
+    "disk_untracked": (
+        "requests found no place among those that are followed; their time is from their making",
+        "raise signals.disk.max_requests",
+    ),
+    "disk_end_unseen": (
+        "ends of requests that this host's kernel showed to no program were counted later; their time is a guess",
+        "nothing to set: the host leaves tracing programs out (docs/architecture.md)",
+    ),
+    "disk_untimed": (
+        "requests were counted without a time",
+        "nothing to set; where io accounting is off, switch it on: echo 1 >/sys/block/DEVICE/queue/iostats",
+    ),
+    "disk_bios": (
+        "bios of stacked devices found no place among those that are followed and are in no row",
+        "raise signals.disk.max_requests",
+    ),
+    "disk_rows_folded": (
+        "idle rows of disks were folded into 'other' to make room",
+        "raise services.max_rows",
     ),
     "rows_folded": (
         "idle rows were folded into 'other' to make room",

@@ -7,13 +7,15 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from tidegate import __version__
-from tidegate.errors import KernelError
+from tidegate.disks import Disks
+from tidegate.errors import KernelError, TidegateError
 from tidegate.features import features, require
 from tidegate.health import program_share, read_programs, share, usage
 from tidegate.identity.cgroups import CgroupWatch, Services, tree, walk
@@ -24,7 +26,7 @@ from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
 from tidegate.resource_measurement import Pace, ResourceMeasurement
-from tidegate.signals import ports_fields, resource_fields, tcp_fields
+from tidegate.signals import disk_fields, ports_fields, resource_fields, tcp_fields
 from tidegate.signals.ports import PortsSignal
 from tidegate.signals.tcp import TcpSignal
 from tidegate.totals import RowKey, Totals
@@ -32,7 +34,14 @@ from tidegate.totals import RowKey, Totals
 log = logging.getLogger("tidegate")
 
 #: What is measured, a table for each part of the view.
-TABLES = (tcp_fields.TABLE, *ports_fields.TABLES, resource_fields.TABLE, resource_fields.NODE_TABLE)
+TABLES = (
+    tcp_fields.TABLE,
+    *ports_fields.TABLES,
+    resource_fields.TABLE,
+    resource_fields.NODE_TABLE,
+    disk_fields.TABLE,
+    disk_fields.SERVICE_TABLE,
+)
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +49,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     Where rows are too many, open connections are counted anew every ``recount`` seconds. The resources of a
     service are read every ``resource_interval`` seconds, of at most ``cgroups_per_second`` services in a second.
+    Without ``disk_rows`` no disk is measured; ``disk_requests`` is how many requests are followed.
     """
 
     kernel_rows: int = 8192
@@ -51,6 +61,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     recount: float = 10.0
     resource_interval: float = 1.0
     cgroups_per_second: int = 100
+    disk_rows: int | None = 2048
+    disk_requests: int = 8192
 
 
 class Measurement:
@@ -75,10 +87,7 @@ class Measurement:
         with contextlib.ExitStack() as stack:
             self._statistics_refused = _switch_on_statistics(stack) if statistics else None
             self._statistics = statistics and self._statistics_refused is None
-            self._cgroups = stack.enter_context(contextlib.closing(CgroupWatch.start()))
-            # The programs first, then the walk: a cgroup made in between is seen by one of the two.
-            root = tree(host_root, Path(host.cgroup2 or "/"))
-            self._services = Services(lambda: walk(root), ContainerNames.below(host_root).name_of)
+            self._services = self._follow_cgroups(host, host_root, stack)
             self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets, bounds.ports)
             stack.callback(self._tcp.close)
             if self._tcp.unadopted:
@@ -98,6 +107,7 @@ class Measurement:
                 Pace(bounds.resource_interval, bounds.cgroups_per_second, bounds.rows),
                 stack,
             )
+            self._disks = _start_disks(bounds, stack)
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
@@ -106,6 +116,15 @@ class Measurement:
         self._measured_at = time.monotonic()
         self._usage = usage()
         self._programs: dict[str, ProgramHealth] = self._read_programs()
+
+    def _follow_cgroups(self, host: Host, host_root: Path, stack: contextlib.ExitStack) -> Services:
+        blocks = [host.block_hierarchy] if host.block_hierarchy is not None else []
+        watch = CgroupWatch.start(hierarchy.id for hierarchy in blocks)
+        self._cgroups = stack.enter_context(contextlib.closing(watch))
+        # The programs first, then the walk: a cgroup made in between is seen by one of the two.
+        root = tree(host_root, Path(host.cgroup2 or "/"))
+        others = {h.id: partial(walk, tree(host_root, Path(h.mounted))) for h in blocks}
+        return Services(partial(walk, root), ContainerNames.below(host_root).name_of, others=others)
 
     def measure(self, ticks: Ticks | None = None) -> View:
         """Read what the kernel counted since the last time and show it with the totals.
@@ -126,7 +145,9 @@ class Measurement:
         resources = self._resources.read(read_at, {key.service for key in now})
         here = msgspec.structs.replace(node(), resources=self._resources.node)
         snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=here)
-        parts = {"resources": resources, **ports._asdict()}
+        parts: dict[str, Any] = {"resources": resources, **ports._asdict()}
+        if self._disks is not None:
+            parts["disks"], parts["service_disks"] = self._disks.measure(self._services.of, read_at, interval)
         health = self._health(ticks or Ticks(), began, len(now))
         return View(**msgspec.structs.asdict(snapshot) | parts, health=health)
 
@@ -134,6 +155,12 @@ class Measurement:
     def programs(self) -> list[Program]:
         """The TCP programs, to ask the kernel what they cost."""
         return [program for program in self._tcp.programs if program.is_loaded]
+
+    def limit(self, rows: int, endpoints: int, idle: float) -> None:
+        """Set other bounds of what is kept; rows that are there already stay."""
+        self.totals.limit(rows, endpoints, idle)
+        if self._disks is not None:
+            self._disks.totals.limit(rows, idle)
 
     def close(self) -> None:
         """Detach and unload everything."""
@@ -170,6 +197,7 @@ class Measurement:
             *self._cgroups.programs,
             *self._ports.programs,
             *self._resources.programs,
+            *(self._disks.programs if self._disks else ()),
         )
         return read_programs(programs, self._statistics or statistics_enabled())
 
@@ -180,7 +208,13 @@ class Measurement:
             version=__version__,
             pid=os.getpid(),
             loader="libbpf",
-            maps=self._tcp.maps() | self._cgroups.maps() | self._ports.maps() | self._resources.maps(),
+            maps={
+                **self._tcp.maps(),
+                **self._cgroups.maps(),
+                **self._ports.maps(),
+                **self._resources.maps(),
+                **(self._disks.maps() if self._disks else {}),
+            },
             programs=self._programs,
             statistics_refused=self._statistics_refused,
             events_lost=self._cgroups.losses() | self._resources.events_lost(),
@@ -188,6 +222,7 @@ class Measurement:
                 **self._tcp.losses(),
                 **self._ports.losses(),
                 **self._resources.losses(),
+                **(self._disks.losses() if self._disks else {}),
                 "rows_folded": self.totals.folded,
             },
             skipped=self._ports.skipped() | self._resources.skipped(),
@@ -203,6 +238,19 @@ class Measurement:
             program_cpu=program_share(programs_before, self._programs, self._usage.at - before.at),
             rss_bytes=self._usage.rss_bytes,
         )
+
+
+def _start_disks(bounds: Bounds, stack: contextlib.ExitStack) -> Disks | None:
+    """Measure disks until ``stack`` is closed; None where that is not wanted, or where the host refuses it."""
+    if bounds.disk_rows is None:
+        return None
+    try:
+        disks = Disks.start(bounds.disk_rows, bounds.disk_requests, bounds.rows, bounds.idle)
+    except TidegateError as error:
+        log.warning("signals.disk: %s; going on without disks; 'tidegate doctor' says what is missing", error)
+        return None
+    stack.callback(disks.close)
+    return disks
 
 
 def _switch_on_statistics(stack: contextlib.ExitStack) -> str | None:

@@ -18,6 +18,8 @@ enum histogram {
 	DURATION_SLOTS = 240,
 	RTT_SHIFT = 10, /* 1 us to 34 s */
 	RTT_SLOTS = 184,
+	DISK_SHIFT = 10, /* 1 us to 137 s */
+	DISK_SLOTS = 200,
 };
 
 #endif

@@ -239,6 +239,7 @@ struct bpf_iter_meta {
 struct bpf_iter__bpf_map_elem {
 	struct bpf_iter_meta *meta;
 	void *key;
+	void *value;
 };
 
 struct bpf_iter__tcp {

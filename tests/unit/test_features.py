@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.test_outputs import HEALTH
 from tidegate.features import agent
-from tidegate.kernel.layouts import TcpLoss
+from tidegate.kernel.layouts import DiskLoss, TcpLoss
 from tidegate.model.feature import Feature, State
 from tidegate.model.snapshot import Health, MapHealth, ProgramHealth
 
@@ -103,6 +103,7 @@ def test_what_is_within_bounds_is_not_amiss(changes: dict[str, Any]) -> None:
 
 def test_every_loss_of_the_programs_is_explained() -> None:
     kinds = [f"tcp_{loss.name.lower()}" for loss in TcpLoss if loss is not TcpLoss.COUNT]
+    kinds += [f"disk_{loss.name.lower()}" for loss in DiskLoss if loss is not DiskLoss.COUNT]
     _, *features = judged(losses=dict.fromkeys(kinds, 1))
     assert len(features) == len(kinds)
     assert not [f for f in features if "watch its metric" in f.remedy]

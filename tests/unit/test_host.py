@@ -10,7 +10,7 @@ import pytest
 
 from tidegate.errors import UnavailableError
 from tidegate.features import features, require
-from tidegate.kernel.probe import CAPABILITIES, Host, probe
+from tidegate.kernel.probe import CAPABILITIES, Hierarchy, Host, hierarchy_of, probe
 from tidegate.model.feature import State
 
 pytestmark = pytest.mark.unit
@@ -56,6 +56,30 @@ def test_facts_of_a_hybrid_host(tmp_path: Path) -> None:
         "cpuacct": "/sys/fs/cgroup/cpu,cpuacct",
     }
     assert host.capabilities == frozenset(CAPABILITIES)
+
+
+BLKIO = "34 30 0:30 / /sys/fs/cgroup/blk\\040io rw - cgroup cgroup rw,cpu,blkio\n"
+
+
+def test_the_hierarchy_of_block_requests_is_v1s_where_it_has_blkio(tmp_path: Path) -> None:
+    host = root(tmp_path, HYBRID + BLKIO, "0", btf=True)
+    (tmp_path / "proc/self/cgroup").write_text("7:cpu,blkio:/a:b\n4:memory:/\n0::/\n")
+    assert probe(host).block_hierarchy == Hierarchy(id=7, mounted="/sys/fs/cgroup/blk io")
+    assert probe(host).io_controlled
+    assert hierarchy_of("memory", host) == Hierarchy(id=4, mounted="/sys/fs/cgroup/memory")
+    assert hierarchy_of("cpuset", host) is None
+
+
+@pytest.mark.parametrize(("controllers", "state"), [("cpu io memory\n", State.OK), ("cpu\n", State.DEGRADED)])
+def test_disks_of_services_need_the_io_controller(tmp_path: Path, controllers: str, state: State) -> None:
+    host = root(tmp_path, HYBRID, "0", btf=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup/uni fied").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/uni fied/cgroup.subtree_control").write_text(controllers)
+    assert probe(host).block_hierarchy is None
+    found = {feature.name: feature for feature in features(probe(host))}["disk:services"]
+    assert found.state is state
+    assert ("IOAccounting=yes" in found.remedy) == (state is State.DEGRADED)
 
 
 def test_facts_of_a_bare_root(tmp_path: Path) -> None:

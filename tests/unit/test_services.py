@@ -54,7 +54,22 @@ def event(id_: int, change: CgroupChange, path: bytes) -> bytes:
 
 @given(st.binary(max_size=900).map(lambda b: b.replace(b"\0", b"x")))
 def test_event_with_any_path_decodes(path: bytes) -> None:
-    assert decode_event(event(7, CgroupChange.MADE, path)) == (7, CgroupChange.MADE, text_of(path))
+    assert decode_event(event(7, CgroupChange.MADE, path)) == (7, CgroupChange.MADE, text_of(path), 0)
+
+
+def test_ids_of_two_hierarchies_are_told_apart_and_a_path_is_one_service() -> None:
+    unit = "/system.slice/nginx.service"
+    services = Services(lambda: [(1, "/"), (5, unit)], others={7: lambda: [(1, "/"), (3, unit), (5, "/batch")]})
+    assert services.of(5) == services.of(3, 7) == Service("nginx.service")
+    assert services.of(1) == services.of(1, 7) == Service("/")
+    assert services.of(5, 7) == Service("/batch")
+    assert services.of(3) == services.of(5, 8) == UNKNOWN
+    services.apply([struct.pack("<QHHI", 9, CgroupChange.MADE, 7, len(unit) + 1) + unit.encode() + b"\0"])
+    assert services.of(9, 7) == Service("nginx.service")
+    services.apply([struct.pack("<QHHI", 9, CgroupChange.REMOVED, 7, len(unit) + 1) + unit.encode() + b"\0"])
+    assert services.of(9, 7) == Service("nginx.service")
+    services.rescan()
+    assert services.of(5, 7) == Service("/batch")
 
 
 def test_walk_gives_inode_and_path(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from tidegate.kernel import layouts
 from tidegate.model.fields import Role
 from tidegate.model.snapshot import EndpointRow
-from tidegate.signals.tcp import BATCH, Counts, Decoder, difference, endpoint_text
+from tidegate.signals.counts import Counts, difference
+from tidegate.signals.tcp import BATCH, Decoder, endpoint_text
 from tidegate.signals.tcp_fields import CLOSERS, COUNTERS, DURATION, FAILURES, FIELDS, HISTOGRAMS, RESETS, Counter
 
 pytestmark = pytest.mark.unit

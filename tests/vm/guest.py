@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.vm.disk import measure_disk
 from tests.vm.report import ENTRIES, MARKER, ObjectReport, ProgramReport, Report, Rows
 from tests.vm.shortage import Shortage, run_short
 from tests.vm.traffic import Client, Count, Counts, Ports, Server, move_to
@@ -42,6 +43,8 @@ _MOUNTS = (
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _POWER_OFF = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 _SETTLES = 20.0
+#: The map over which an object's iterators walk.
+_WALKED = {"tcp": "tcp_sockets", "disk": "disk_requests"}
 _CLIENT, _SERVER = "gateway.service", "upstream.service"
 
 
@@ -109,6 +112,7 @@ def run() -> Report:
         ports=ports,
         sockets=sockets,
         refusal=refusal,
+        disk=measure_disk(),
     )
 
 
@@ -183,7 +187,7 @@ def attach(program: Program, bpf: BpfObject) -> Link:
     """
     if program.is_iterator:
         over_map = program.section == "iter/bpf_map_elem"
-        return program.attach_iterator(bpf.maps["tcp_sockets"] if over_map else None)
+        return program.attach_iterator(bpf.maps[_WALKED[bpf.name]] if over_map else None)
     kind = program.section.partition("/")[0].partition(".")[0]
     if kind == "xdp":
         return program.attach_xdp(socket.if_nametoindex("lo"))

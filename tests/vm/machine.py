@@ -29,12 +29,18 @@ class GuestError(Exception):
         super().__init__(f"{what}; the end of its console:\n{lines}")
 
 
-def boot(kernel: Path, initramfs: Path, deadline: float = DEADLINE) -> Report:
-    """Boot, wait until the guest powers off, and read its report; ``deadline`` in seconds."""
+def boot(kernel: Path, initramfs: Path, disk: Path | None = None, deadline: float = DEADLINE) -> Report:
+    """Boot, wait until the guest powers off, and read its report; ``deadline`` in seconds.
+
+    ``disk`` is the image of an NVMe disk.
+    """
+    drive = [] if disk is None else ["-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={disk}"]
     command: list[str | Path] = [
         QEMU,
         *_MACHINE,
         *_DEVICES,
+        *drive,
+        *(["-device", "nvme,drive=disk,serial=disk"] if drive else []),
         "-kernel",
         kernel,
         "-initrd",

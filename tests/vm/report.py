@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tests.vm.disk import DiskReport
 from tests.vm.shortage import Shortage
 from tests.vm.traffic import Count
 from tidegate.model.feature import Feature
@@ -73,3 +74,4 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, tuple[int, int | None]]
     sockets: dict[str, int]
     refusal: str = ""
+    disk: DiskReport | None = None

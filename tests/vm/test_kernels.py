@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.vm import initramfs
+from tests.vm.disk import SIZE, WRITTEN, DiskReport
 from tests.vm.kernels import SUITES, KernelUnavailableError, kernel
 from tests.vm.machine import DEADLINE, QEMU, GuestError, boot
 from tests.vm.report import ENTRIES, ObjectReport, Report
@@ -45,15 +47,34 @@ def image(suite: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    archive = tmp_path_factory.mktemp("vm") / "initramfs.cpio"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vm")
+
+
+@pytest.fixture(scope="module")
+def root_files(folder: Path) -> Path:
+    archive = folder / "initramfs.cpio"
     initramfs.build(archive)
     return archive
 
 
 @pytest.fixture(scope="module")
-def report(suite: str, image: Path, root_files: Path) -> Report:
-    found = boot(image, root_files)
+def disk(folder: Path) -> Path:
+    """A disk with a file system, for one guest."""
+    if not (mkfs := shutil.which("mkfs.ext4")):
+        pytest.skip("mkfs.ext4 is not installed: apt-get install e2fsprogs")
+    image = folder / "disk"
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    subprocess.run([mkfs, "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
+    return image
+
+
+@pytest.fixture(scope="module")
+def report(suite: str, image: Path, root_files: Path, disk: Path, folder: Path) -> Report:
+    own = folder / suite
+    shutil.copy(disk, own)
+    found = boot(image, root_files, own)
     assert found.kernel.startswith(SUITES[suite])
     return found
 
@@ -99,6 +120,32 @@ def test_what_services_lack_on_cgroup2_alone_is_what_its_files_say(report: Repor
     assert (measured.memory_limit, measured.cpu_limit) == (MEMORY, CPUS)
     assert measured.throttled_seconds is not None
     assert measured.throttled_seconds > 0
+
+
+@pytest.fixture
+def on_disk(report: Report) -> DiskReport:
+    assert report.disk is not None
+    return report.disk
+
+
+def test_requests_of_the_disk_are_those_of_diskstats(on_disk: DiskReport) -> None:
+    assert on_disk.measured == on_disk.counted
+    assert on_disk.timed == {operation: requests for operation, (requests, _) in on_disk.measured.items()}
+    assert set(on_disk.losses.values()) == {0}, on_disk.losses
+
+
+def test_write_back_is_charged_to_who_wrote_the_file(on_disk: DiskReport) -> None:
+    written = {name: on_disk.services[name]["write"][1] for name in WRITTEN}
+    assert written == on_disk.charged
+    for name, size in WRITTEN.items():
+        # The file, and what of the file system's own blocks the service was the first to change.
+        assert size <= written[name] < size + size // 4
+
+
+def test_requests_of_services_add_up_to_the_disks(on_disk: DiskReport) -> None:
+    for operation, (requests, size) in on_disk.measured.items():
+        of_services = [found[operation] for found in on_disk.services.values() if operation in found]
+        assert (requests, size) == (sum(n for n, _ in of_services), sum(n for _, n in of_services))
 
 
 def test_entries_of_a_map_are_counted_also_where_the_kernel_does_not_charge_for_each(report: Report) -> None:

@@ -17,16 +17,17 @@ from tidegate.features import agent, features, unseen_failures
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
-from tidegate.signals import tcp
+from tidegate.signals import disk, tcp
 
 _OBJECTS = {
     "tcp": "connections, failures and handshakes",
     "cgroup": "names of services that live shortly",
     "ports": "ports in TIME_WAIT and listeners",
     "oom": "whose the processes are that are killed for want of memory",
+    "disk": "requests of block devices",
 }
-#: What the agent goes on without.
-_OPTIONAL = ("oom",)
+#: Without these the agent goes on.
+_OPTIONAL = ("oom", "disk")
 
 
 def doctor(
@@ -52,6 +53,8 @@ def _load(name: str, purpose: str) -> Feature:
     try:
         if name == "tcp":
             return _load_tcp()
+        if name == "disk":
+            return _load_disk()
         with BpfObject.named(name) as bpf:
             bpf.load()
     except TidegateError as error:
@@ -74,6 +77,19 @@ def _load_tcp() -> Feature:
         state=State.DEGRADED,
         reason=f"{refusal}, so their bytes are counted when a connection's state changes and at its end",
         remedy="a later kernel; Linux 6.1 has what the walk needs",
+    )
+
+
+def _load_disk() -> Feature:
+    bpf, refusal = disk.load(max_rows=64, max_requests=1024)
+    bpf.close()
+    if not refusal:
+        return Feature(name="programs:disk", state=State.OK)
+    return Feature(
+        name="programs:disk",
+        state=State.DEGRADED,
+        reason=f"{refusal}, so queue times are unknown where a device's io accounting is off",
+        remedy="a later kernel, or echo 1 >/sys/block/DEVICE/queue/iostats",
     )
 
 

@@ -51,6 +51,14 @@ class ResourceSignal(Section, frozen=True, kw_only=True):
     cgroups_per_second: Annotated[int, Meta(ge=1, le=100_000)] = 100
 
 
+class DiskSignal(Section, frozen=True, kw_only=True):
+    """The disk signal."""
+
+    enabled: bool = True
+    max_rows: Annotated[int, Meta(ge=64, le=1_048_576)] = 2048
+    max_requests: Annotated[int, Meta(ge=1024, le=1_048_576)] = 8192
+
+
 class Signals(Section, frozen=True, kw_only=True):
     """What is measured, and how often."""
 
@@ -59,6 +67,7 @@ class Signals(Section, frozen=True, kw_only=True):
     tcp: TcpSignal = TcpSignal()
     ports: PortsSignal = PortsSignal()
     resources: ResourceSignal = ResourceSignal()
+    disk: DiskSignal = DiskSignal()
 
 
 class Services(Section, frozen=True, kw_only=True):

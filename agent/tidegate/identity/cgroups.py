@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tidegate.identity.services import KERNEL, UNKNOWN, Service, service
 from tidegate.identity.workload import Kind, Workload, workload_of
@@ -19,6 +19,8 @@ from tidegate.model.snapshot import MapHealth
 
 _HEAD = layouts.CGROUP_EVENT.size - layouts.CgroupLimit.CGROUP_PATH_MAX
 _GONE_KEPT = 4096
+#: Bytes of the ring of events, as cgroup.bpf.c has it.
+_RING = 512 * 1024
 _NAMES_KEPT = 4096
 #: A container's name is looked for again and again for so long, in seconds, and so many names at a time.
 _NAME_AWAITED = 60.0
@@ -33,12 +35,21 @@ def text_of(name: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def decode_event(record: bytes) -> tuple[int, layouts.CgroupChange, str]:
-    """Turn one ``struct cgroup_event`` into (id, change, path)."""
+class Event(NamedTuple):
+    """A cgroup that appeared or went; ``hierarchy`` is 0 for cgroup2."""
+
+    id: int
+    change: layouts.CgroupChange
+    path: str
+    hierarchy: int = 0
+
+
+def decode_event(record: bytes) -> Event:
+    """Decode one ``struct cgroup_event``."""
     padded = record.ljust(layouts.CGROUP_EVENT.size, b"\0")
     event = layouts.CgroupEvent._make(layouts.CGROUP_EVENT.unpack(padded))
     path = record[_HEAD : _HEAD + event.length].split(b"\0", 1)[0]
-    return event.id, layouts.CgroupChange(event.change), text_of(path)
+    return Event(event.id, layouts.CgroupChange(event.change), text_of(path), event.hierarchy)
 
 
 def walk(root: Path) -> Iterator[tuple[int, str]]:
@@ -74,10 +85,16 @@ def _no_name(_: Workload) -> str:
     return ""
 
 
+Walk = Callable[[], Iterable[tuple[int, str]]]
+#: A cgroup: its hierarchy, 0 for cgroup2, and its id in there. Each root has the id 1.
+_Key = tuple[int, int]
+
+
 class Services:
     """The service of each cgroup id; knows every cgroup that lived since the start, however shortly.
 
-    ``walk`` gives the cgroups that are there. A cgroup that is gone keeps its name while it is among the last
+    ``walk`` gives the cgroups that are there, ``others`` those of hierarchies of cgroup v1 by their number; a
+    service has the same path in each. A cgroup that is gone keeps its name while it is among the last
     4,096 that went or were asked for: its sockets may outlive it. ``name_of`` says what a container is called, or
     an empty string; as engines may write that down after the cgroup is made, it is asked again with each ``apply``
     for a minute, and until then the container goes by its id. ``clock`` is monotonic seconds.
@@ -85,17 +102,18 @@ class Services:
 
     def __init__(
         self,
-        walk: Callable[[], Iterable[tuple[int, str]]],
+        walk: Walk,
         name_of: Callable[[Workload], str] = _no_name,
         clock: Callable[[], float] = time.monotonic,
+        others: Mapping[int, Walk] | None = None,
     ) -> None:
-        self._walk = walk
+        self._walks = {0: walk, **(others or {})}
         self._name_of = name_of
         self._clock = clock
-        self._here: dict[int, Service] = {}
+        self._here: dict[_Key, Service] = {}
         self._paths: dict[int, str] = {}
         self._by_service: dict[Service, list[str]] | None = None
-        self._gone: dict[int, Service] = {}
+        self._gone: dict[_Key, Service] = {}
         self._names: dict[str, str] = {}
         self._unasked: dict[str, Workload] = {}
         self._nameless: dict[str, tuple[Workload, float]] = {}
@@ -103,40 +121,47 @@ class Services:
 
     def rescan(self) -> None:
         """Read all cgroups anew: at the start, and after events were lost."""
-        paths = dict(self._walk())
-        here = {id_: self._service(path) for id_, path in paths.items()}
-        for id_ in self._here.keys() - here.keys():
-            self._retire(id_)
-        self._here, self._paths, self._by_service = here, paths, None
+        paths = {hierarchy: dict(walk()) for hierarchy, walk in self._walks.items()}
+        here = {
+            (hierarchy, id_): self._service(path)
+            for hierarchy, found in paths.items()
+            for id_, path in found.items()
+        }
+        for key in self._here.keys() - here.keys():
+            self._retire(key)
+        self._here, self._paths, self._by_service = here, paths[0], None
         self._find_names(len(self._unasked))
 
     def apply(self, events: Iterable[bytes]) -> None:
         """Take cgroups that appeared or went, as the kernel reported them, and look for names still unknown."""
         for record in events:
-            id_, change, path = decode_event(record)
-            if change is layouts.CgroupChange.REMOVED:
-                if id_ not in self._here:
-                    self._here[id_] = self._service(path)
-                self._retire(id_)
-                self._forget_name(path)
+            event = decode_event(record)
+            key = (event.hierarchy, event.id)
+            if event.change is layouts.CgroupChange.REMOVED:
+                if key not in self._here:
+                    self._here[key] = self._service(event.path)
+                self._retire(key)
+                self._forget_name(event.path)
             else:
-                self._gone.pop(id_, None)
-                self._here[id_] = self._service(path)
-                self._paths[id_] = path
-                self._by_service = None
+                self._gone.pop(key, None)
+                self._here[key] = self._service(event.path)
+                if event.hierarchy == 0:
+                    self._paths[event.id] = event.path
+                    self._by_service = None
         self._find_names(_NAMES_AT_A_TIME)
 
-    def of(self, cgroup: int) -> Service:
-        """Return the service of a cgroup id.
+    def of(self, cgroup: int, hierarchy: int = 0) -> Service:
+        """Return the service of a cgroup id of a hierarchy, cgroup2 where none is given.
 
         All that nobody knows are one service: an id alone leads to nothing, and there may be any number of them.
         """
         if cgroup == layouts.TcpCgroup.KERNEL:
             return KERNEL
-        found = self._here.get(cgroup)
-        if found is None and cgroup in self._gone:
+        key = (hierarchy, cgroup)
+        found = self._here.get(key)
+        if found is None and key in self._gone:
             # To the end of the table: what still has traffic is dropped last.
-            found = self._gone[cgroup] = self._gone.pop(cgroup)
+            found = self._gone[key] = self._gone.pop(key)
         return found or UNKNOWN
 
     def cgroups(self) -> Mapping[Service, Sequence[str]]:
@@ -144,7 +169,7 @@ class Services:
         if self._by_service is None:
             self._by_service = {}
             for id_, path in self._paths.items():
-                self._by_service.setdefault(self._here[id_], []).append(path)
+                self._by_service.setdefault(self._here[0, id_], []).append(path)
         return self._by_service
 
     def at(self, path: str) -> Service:
@@ -181,7 +206,7 @@ class Services:
             _drop_oldest(table, _NAMES_KEPT)
         if renamed:
             for services in (self._here, self._gone):
-                services.update({id_: renamed[known] for id_, known in services.items() if known in renamed})
+                services.update({key: renamed[known] for key, known in services.items() if known in renamed})
             self._by_service = None
 
     def _forget_name(self, path: str) -> None:
@@ -191,11 +216,12 @@ class Services:
             self._names.pop(id_, None)
             self._nameless.pop(id_, None)
 
-    def _retire(self, id_: int) -> None:
-        self._gone[id_] = self._here.pop(id_)
-        if self._paths.pop(id_, None) is not None:
+    def _retire(self, key: _Key) -> None:
+        self._gone[key] = self._here.pop(key)
+        hierarchy, id_ = key
+        if hierarchy == 0 and self._paths.pop(id_, None) is not None:
             self._by_service = None
-        _drop_oldest(self._gone, _GONE_KEPT)
+        _drop_oldest(self._gone, _GONE_KEPT * len(self._walks))
 
 
 def _drop_oldest(table: dict[Any, Any], keep: int) -> None:
@@ -205,17 +231,21 @@ def _drop_oldest(table: dict[Any, Any], keep: int) -> None:
 
 
 class CgroupWatch:
-    """The running cgroup programs: each cgroup of cgroup2 that appears or goes is a record."""
+    """The running cgroup programs: each cgroup that appears or goes is a record."""
 
     def __init__(self, bpf: BpfObject) -> None:
         self.bpf = bpf
         self._ring = RingBuffer(bpf.maps["cgroup_events"])
 
     @classmethod
-    def start(cls) -> Self:
-        """Load and attach."""
+    def start(cls, hierarchies: Iterable[int] = ()) -> Self:
+        """Load and attach; follow cgroup2 and these ``hierarchies`` of cgroup v1."""
+        followed = {0, *(n for n in hierarchies if n < layouts.CgroupLimit.HIERARCHY_MAX)}
         bpf = BpfObject.named("cgroup")
         try:
+            bpf.set_constant("hierarchies", sum(1 << n for n in followed).to_bytes(8, "little"))
+            if len(followed) > 1:  # each container has a cgroup in each of them
+                bpf.set_max_entries("cgroup_events", 2 * _RING)
             bpf.load().attach()
             return cls(bpf)
         except BaseException:

@@ -13,6 +13,30 @@ class CgroupChange(IntEnum):
 
 class CgroupLimit(IntEnum):
     CGROUP_PATH_MAX = 1024
+    HIERARCHY_MAX = 64
+
+
+class DiskCgroup(IntEnum):
+    KERNEL = 0
+    NONE = 2147483646
+
+
+class DiskLoss(IntEnum):
+    ROWS_FULL = 0
+    UNPLACED = 1
+    UNTRACKED = 2
+    END_UNSEEN = 3
+    UNTIMED = 4
+    BIOS = 5
+    COUNT = 6
+
+
+class DiskOperation(IntEnum):
+    READ = 0
+    WRITE = 1
+    DISCARD = 2
+    FLUSH = 3
+    COUNT = 4
 
 
 class Histogram(IntEnum):
@@ -23,6 +47,8 @@ class Histogram(IntEnum):
     DURATION_SLOTS = 240
     RTT_SHIFT = 10
     RTT_SLOTS = 184
+    DISK_SHIFT = 10
+    DISK_SLOTS = 200
 
 
 class OomLimit(IntEnum):
@@ -87,12 +113,52 @@ class TcpRole(IntEnum):
 class CgroupEvent(NamedTuple):
     id: int
     change: int
+    hierarchy: int
     length: int
     path: bytes
 
 
-CGROUP_EVENT = Struct("<QII1024s")
+CGROUP_EVENT = Struct("<QHHI1024s")
 CGROUP_EVENT_PATH = Struct("<1024B")
+
+
+class DiskCounts(NamedTuple):
+    requests: int
+    errors: int
+    data_bytes: int
+    io_ns: int
+    queue_ns: int
+    io: bytes
+    queue: bytes
+
+
+DISK_COUNTS = Struct("<QQQQQ800s800s")
+DISK_COUNTS_IO = Struct("<200I")
+DISK_COUNTS_QUEUE = Struct("<200I")
+
+
+class DiskKey(NamedTuple):
+    cgroup: int
+    hierarchy: int
+    disk: int
+    device: int
+    operation: int
+
+
+DISK_KEY = Struct("<QIIII")
+
+
+class DiskRequest(NamedTuple):
+    issued_ns: int
+    made_ns: int
+    ended_ns: int
+    unseen_ns: int
+    key: bytes
+    left: int
+    pad: int
+
+
+DISK_REQUEST = Struct("<QQQQ24sII")
 
 
 class OomEvent(NamedTuple):

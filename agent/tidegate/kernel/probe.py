@@ -42,12 +42,21 @@ _DMI_GUESTS = (
 )
 
 
+class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
+    """A hierarchy of cgroup v1: the number that the kernel gave it, and where it is mounted."""
+
+    id: int
+    mounted: str
+
+
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about the host.
 
     ``cgroup2`` is where cgroup2 is mounted, ``hybrid`` that v1 controllers are too: ``controllers`` says where
     each of them is, ``cgroup2_controllers`` are those of cgroup2. ``pressure`` says whether the kernel keeps
     stalls (PSI), ``virtual`` whether the host is a guest of a hypervisor.
+    ``block_hierarchy`` is the v1 hierarchy that block requests are charged to, None where that is cgroup2;
+    ``io_controlled`` says whether services are charged and not only the root.
     """
 
     kernel: str
@@ -62,6 +71,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     cgroup2_controllers: frozenset[str] = frozenset()
     pressure: bool = True
     virtual: bool = False
+    block_hierarchy: Hierarchy | None = None
+    io_controlled: bool = True
 
 
 def probe(root: Path = Path("/")) -> Host:
@@ -69,6 +80,8 @@ def probe(root: Path = Path("/")) -> Host:
     mounts = _mounts(root / "proc/self/mountinfo")
     cgroup2 = next((point for kind, point, _ in mounts if kind == "cgroup2"), None)
     effective = _effective_capabilities(root / "proc/self/status")
+    blocks = hierarchy_of("blkio", root)
+    controlled = _read(root / f"{cgroup2 or ''}/cgroup.subtree_control".lstrip("/")) or ""
     return Host(
         kernel=platform.release(),
         euid=os.geteuid(),
@@ -78,14 +91,23 @@ def probe(root: Path = Path("/")) -> Host:
         hybrid=any(kind == "cgroup" for kind, _, _ in mounts),
         bpffs=any(kind == "bpf" for kind, _, _ in mounts),
         unprivileged_bpf=_read(root / "proc/sys/kernel/unprivileged_bpf_disabled"),
-        controllers={
-            name: point for kind, point, names in mounts if kind == "cgroup" for name in names if name in _V1
-        },
+        controllers={name: point for name, point in _v1(mounts).items() if name in _V1},
         cgroup2_controllers=_cgroup2_controllers(root, cgroup2),
         # Where PSI is compiled in but off (psi=0), the files are there and can't be read.
         pressure=_read(root / "proc/pressure/cpu") is not None,
         virtual=_is_virtual(root),
+        block_hierarchy=blocks,
+        io_controlled=blocks is not None or "io" in controlled.split(),
     )
+
+
+def hierarchy_of(controller: str, root: Path = Path("/")) -> Hierarchy | None:
+    """Return the v1 hierarchy that has a controller and is mounted, if any."""
+    # cgroups(7): /proc/PID/cgroup has ID:CONTROLLERS:PATH, with the ID 0 for cgroup2.
+    rows = [line.split(":", 2) for line in (_read(root / "proc/self/cgroup") or "").splitlines()]
+    number = next((int(row[0]) for row in rows if len(row) == 3 and controller in row[1].split(",")), None)
+    mounted = _v1(_mounts(root / "proc/self/mountinfo")).get(controller)
+    return None if number is None or mounted is None else Hierarchy(id=number, mounted=mounted)
 
 
 def node(root: Path = Path("/")) -> Node:
@@ -110,10 +132,15 @@ def _mounts(path: Path) -> list[tuple[str, str, list[str]]]:
     mounts = []
     for line in (_read(path) or "").splitlines():
         left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
+        point = _unescaped(left.split()[4])
         fields = right.split()
         mounts.append((fields[0], point, fields[-1].split(",")))
     return mounts
+
+
+def _v1(mounts: list[tuple[str, str, list[str]]]) -> dict[str, str]:
+    """Return where each controller of cgroup v1 is mounted; the options of a mount name them."""
+    return {name: point for kind, point, names in mounts if kind == "cgroup" for name in names}
 
 
 def _cgroup2_controllers(root: Path, mounted: str | None) -> frozenset[str]:
@@ -141,6 +168,10 @@ def _has_hypervisor_flag(path: Path) -> bool:
     except OSError:
         return False
     return any(line.startswith(b"flags") and b"hypervisor" in line.split() for line in first.splitlines())
+
+
+def _unescaped(point: str) -> str:
+    return point.encode().decode("unicode_escape")
 
 
 def _effective_capabilities(path: Path) -> int:

@@ -25,3 +25,19 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     histograms: tuple[dict[int, int], ...]
     rtt_min_us: int = 0
     netns: int = 0
+
+
+class DiskRecord(msgspec.Struct, frozen=True, gc=False):
+    """Counts of one (cgroup, device, operation) since the last read; the rest as in :class:`Record`.
+
+    ``hierarchy`` is the one that the cgroup's id belongs to, 0 for cgroup2. ``device`` is a partition or the same
+    as ``disk``, both numbers as the kernel has them.
+    """
+
+    cgroup: int | None
+    hierarchy: int
+    disk: int
+    device: int
+    operation: str
+    counters: tuple[int, ...]
+    histograms: tuple[dict[int, int], ...]

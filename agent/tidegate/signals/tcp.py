@@ -14,12 +14,13 @@ from typing import Any, Self
 
 from tidegate.errors import KernelError
 from tidegate.kernel import layouts
-from tidegate.kernel.maps import Map, SparseHistograms, SwappedTables
+from tidegate.kernel.maps import SwappedTables
 from tidegate.kernel.namespaces import network_namespaces, run_in_each
 from tidegate.kernel.objects import BpfObject, Program, map_health
 from tidegate.model.fields import Role
 from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
+from tidegate.signals.counts import Counts, CountsDecoder, difference, read_counter
 from tidegate.signals.tcp_fields import COUNTERS, HISTOGRAMS
 
 #: Machines whose CPUs show stores in their order.
@@ -27,10 +28,8 @@ _IN_ORDER = ("x86_64", "i686")
 #: Rows that are read at a time.
 BATCH = 256
 _ROLES = {layouts.TcpRole.CLIENT: Role.CLIENT, layouts.TcpRole.SERVER: Role.SERVER}
-_COUNTERS = Struct(f"<{COUNTERS}Q")
-_LEVELS = Struct("<2I")
-
-Counts = tuple[tuple[int, ...], tuple[dict[int, int], ...]]
+#: What stands behind the counters: the shortest round trip and a network namespace.
+_LEVELS, _LEVELS_AT = Struct("<2I"), 8 * COUNTERS
 
 
 @lru_cache(maxsize=65536)
@@ -50,23 +49,19 @@ class Decoder:
     """Turns the bytes of keys and values, each one after the other, into records."""
 
     def __init__(self) -> None:
-        self._histograms = SparseHistograms(_COUNTERS.size + _LEVELS.size, [h.slots for h in HISTOGRAMS], BATCH)
+        self._counts = CountsDecoder(COUNTERS, HISTOGRAMS, BATCH, between=_LEVELS.size)
 
     def records(self, keys: Any, values: Any) -> Iterator[Record]:
         """Decode a batch of at most ``BATCH`` rows."""
         rows = zip(layouts.TCP_KEY.iter_unpack(keys), self.counts(values), strict=True)
         for i, ((cgroup, address, port, role, family, _), (counters, histograms)) in enumerate(rows):
-            levels = _LEVELS.unpack_from(values, i * layouts.TCP_COUNTS.size + _COUNTERS.size)
+            levels = _LEVELS.unpack_from(values, i * layouts.TCP_COUNTS.size + _LEVELS_AT)
             endpoint = endpoint_text(role, family, address, port)
             yield Record(cgroup, _ROLES[role], endpoint, counters, histograms, *levels)
 
     def counts(self, values: Any) -> Iterator[Counts]:
         """Decode the values of a batch: each ``struct tcp_counts`` as (counters, histograms)."""
-        size = layouts.TCP_COUNTS.size
-        count = len(values) // size
-        histograms = self._histograms.read(values, count)
-        for i in range(count):
-            yield _COUNTERS.unpack_from(values, i * size), histograms[i]
+        return self._counts.counts(values)
 
 
 def load(max_rows: int, max_sockets: int, max_ports: int = 4096) -> tuple[BpfObject, str]:
@@ -211,22 +206,3 @@ class TcpSignal:
             self._seen_other[role] = now
             counters, histograms = difference(*self._decoder.counts(now), *self._decoder.counts(before))
             yield Record(None, Role(role.name.lower()), "other", counters, histograms)
-
-
-def read_counter(array: Map, index: int) -> int:
-    """Read one u64 of an array map."""
-    return int.from_bytes(array[index.to_bytes(4, "little")], "little")
-
-
-def difference(now: Counts, before: Counts) -> Counts:
-    """Return what was counted between two reads of a value that is never emptied; u32 slots may wrap."""
-    counters = tuple(n - b for n, b in zip(now[0], before[0], strict=True))
-    histograms = tuple(
-        {
-            slot: (n.get(slot, 0) - b.get(slot, 0)) & 0xFFFFFFFF
-            for slot in n.keys() | b
-            if n.get(slot) != b.get(slot)
-        }
-        for n, b in zip(now[1], before[1], strict=True)
-    )
-    return counters, histograms

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
 
 from tidegate.kernel import layouts
 from tidegate.model.fields import Field, Kind, Table
+from tidegate.signals.counts import Histogram
 
 FAILURES = tuple(f.name.lower() for f in layouts.TcpFailure if f is not layouts.TcpFailure.COUNT)
 CLOSERS = tuple(c.name.lower() for c in layouts.TcpCloser if c is not layouts.TcpCloser.COUNT)
@@ -37,24 +37,6 @@ class Counter(IntEnum):
 
 
 COUNTERS = Counter.RTT_NS + 1
-
-
-class Histogram(NamedTuple):
-    """One of ``Record.histograms``, in this order: sum in ns, shift and slots; ``bounds`` are exported, in ns.
-
-    Bounds are powers of two, which are edges of slots.
-    """
-
-    total: Counter
-    shift: int
-    slots: int
-    bounds: tuple[int, ...]
-
-    @property
-    def seconds(self) -> tuple[float, ...]:
-        """The bounds in seconds."""
-        return tuple(bound / 1e9 for bound in self.bounds)
-
 
 HANDSHAKE = Histogram(
     Counter.HANDSHAKE_NS,

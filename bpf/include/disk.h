@@ -59,6 +59,7 @@ struct disk_request {
 	__u64 made_ns;   /* 0 where that is not known */
 	__u64 ended_ns;  /* the device is done with it, but not the flush that follows; else 0 */
 	__u64 unseen_ns; /* issued_ns of the last whose end no program saw, and that is counted by now */
+	__u64 last_ns;   /* what the one before took, under the same address */
 	struct disk_key key;
 	__u32 left; /* bytes that are not done */
 	__u32 pad;

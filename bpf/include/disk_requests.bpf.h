@@ -105,18 +105,6 @@ static int on_gone(const struct request *rq)
 	return 0;
 }
 
-static __always_inline void count_time(struct disk_counts *counts, const struct disk_request *request,
-				       __u64 began, __u64 ended)
-{
-	if (!began || ended < began) {
-		lose(DISK_LOSS_UNTIMED);
-		return;
-	}
-	count_io(counts, ended - began);
-	if (request->issued_ns && request->made_ns && request->made_ns <= request->issued_ns)
-		count_queue(counts, request->issued_ns - request->made_ns);
-}
-
 /* Ends that no program saw, as they are counted: by the next issue of the same address or by a walk, which
  * may meet. Whoever makes the entry counts. (An exchange would do, but programs have none before 5.12.)
  */
@@ -137,7 +125,7 @@ static __always_inline int is_with_device(const struct disk_request *request)
 	return request->issued_ns && request->issued_ns != request->unseen_ns;
 }
 
-/* Its time is taken to be the mean of its row. */
+/* Its time is taken to be the mean of its row, or what the one before took. */
 static void count_unseen_end(__u64 address, struct disk_request *request)
 {
 	struct disk_claim claim = { .address = address, .issued_ns = request->issued_ns };
@@ -153,6 +141,8 @@ static void count_unseen_end(__u64 address, struct disk_request *request)
 		return;
 	if (counts->requests)
 		count_io(counts, counts->io_ns / counts->requests);
+	else if (request->last_ns)
+		count_io(counts, request->last_ns);
 	else
 		lose(DISK_LOSS_UNTIMED);
 	add(&counts->requests, 1);
@@ -219,6 +209,7 @@ static __always_inline int on_end(const struct request *rq, int error, __u32 byt
 	__u32 left, op = rq->cmd_flags & REQ_OP_MASK;
 	struct disk_request *request;
 	struct disk_counts *counts;
+	__u64 ended;
 	int is_last;
 
 	if (is_passthrough(op))
@@ -237,11 +228,15 @@ static __always_inline int on_end(const struct request *rq, int error, __u32 byt
 			request->ended_ns = bpf_ktime_get_ns();
 		return 0;
 	}
+	ended = request->ended_ns ?: bpf_ktime_get_ns();
+	request->last_ns = ended - request->issued_ns;
 	if (counts) {
 		add(&counts->requests, 1);
 		if (error)
 			add(&counts->errors, 1);
-		count_time(counts, request, request->issued_ns, request->ended_ns ?: bpf_ktime_get_ns());
+		count_io(counts, request->last_ns);
+		if (request->made_ns && request->made_ns <= request->issued_ns)
+			count_queue(counts, request->issued_ns - request->made_ns);
 	}
 	request->made_ns = 0;
 	request->issued_ns = 0;

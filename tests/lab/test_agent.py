@@ -61,7 +61,7 @@ def test_metrics_and_top_show_the_labs_truth(lab: Lab, agent: RunningAgent) -> N
     snapshot = agent.snapshot()
     (row,) = [r for r in snapshot["endpoints"] if (r["service"], r["endpoint"]) == (shop.unit, "10.0.0.6:5006")]
     assert (row["connects"], row["established"], row["open"], row["accepts"]) == (5, 5, 5, None)
-    assert snapshot["disks"] is None
+    assert snapshot["sources"] is None
     text = agent.command("top", "--once", "--view", "endpoints", "--filter", "5002").stdout
     assert "refused 40" in text
     assert text.count(shop.unit) == 1
@@ -220,9 +220,12 @@ def test_doctor_is_content_with_this_host() -> None:
         "namespaces": "ok",
         "controllers": "ok",
         "pressure": "ok",
+        "disk:services": "ok",
         "programs:tcp": "ok",
         "programs:cgroup": "ok",
+        "programs:ports": "ok",
         "programs:oom": "ok",
+        "programs:disk": "ok",
         "connects:no-syn": "degraded",
     }
 

@@ -86,6 +86,7 @@ def test_ten_thousand_mixed_connections_agree_exactly(lab: Lab) -> None:
             "tcp_late",
             "tcp_end_unseen",
             "tcp_retransmits_unseen",
+            "disk_end_unseen",
         }
         assert {service.service for service in view.services} == {
             "shop.service",

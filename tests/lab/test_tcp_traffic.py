@@ -25,7 +25,7 @@ pytestmark = pytest.mark.lab
 SHOP, INVENTORY = "shop.service", "inventory_service.service"
 SECONDS = 60
 #: What hosts have that run no program while their supervisor is the current task (docs/architecture.md).
-UNSEEN = {"tcp_late", "tcp_end_unseen", "tcp_retransmits_unseen"}
+UNSEEN = {"tcp_late", "tcp_end_unseen", "tcp_retransmits_unseen", "disk_end_unseen"}
 
 
 @pytest.fixture

@@ -153,12 +153,13 @@ class DiskRequest(NamedTuple):
     made_ns: int
     ended_ns: int
     unseen_ns: int
+    last_ns: int
     key: bytes
     left: int
     pad: int
 
 
-DISK_REQUEST = Struct("<QQQQ24sII")
+DISK_REQUEST = Struct("<QQQQQ24sII")
 
 
 class OomEvent(NamedTuple):

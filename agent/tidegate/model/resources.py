@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node and each service have of CPU and memory, and what they lack."""
+"""What the node and each service have of CPU and memory, and what they lack.
+
+No part refers back to what holds it, so the garbage collector need not look at any (``gc=False``).
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 
-class Pressure(msgspec.Struct, frozen=True, kw_only=True):
+class Pressure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Stalls for want of one resource (PSI): of some tasks, and of all of them at once.
 
     Seconds since the start of the node (or cgroup), shares of the last interval.
@@ -30,7 +33,7 @@ def by_resource_and_kind(pressure: dict[str, Pressure] | None) -> dict[tuple[str
     return {key: seconds for key, seconds in kinds.items() if seconds is not None}
 
 
-class Executable(msgspec.Struct, frozen=True, kw_only=True):
+class Executable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A program that a service runs: what it is called (nginx, haproxy, envoy, python, java, node, go ...).
 
     ``version`` is None where the file doesn't tell.
@@ -41,7 +44,7 @@ class Executable(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
-class ResourceRow(msgspec.Struct, frozen=True, kw_only=True):
+class ResourceRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """CPU and memory of one service.
 
     ``cpu`` is how many CPUs it took in the last interval, ``cpu_limit`` how many it may take. ``throttled`` is the
@@ -71,7 +74,7 @@ class ResourceRow(msgspec.Struct, frozen=True, kw_only=True):
         return by_resource_and_kind(self.pressure)
 
 
-class NodeResources(msgspec.Struct, frozen=True, kw_only=True):
+class NodeResources(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The same of the whole node.
 
     ``steal`` is the share of its CPU time that the hypervisor gave to others in the last interval; None on bare

@@ -4,8 +4,8 @@ SHELL := /bin/bash
 
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpftool iproute2 nftables openssl prometheus \
             python3 python3-dev python3-venv
-# What the tests alone need: other kernels are fetched and booted.
-TEST_PACKAGES := qemu-system-x86 debian-archive-keyring
+# What the tests alone need: other kernels are fetched and booted, and the lab's gateway is a real nginx.
+TEST_PACKAGES := qemu-system-x86 debian-archive-keyring nginx
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ C_FILES := bench/*.c bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcar
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 
-.PHONY: help setup packages build run test test-kernels unit lint format layouts lab bench clean
+.PHONY: help setup packages build run test test-kernels unit lint format layouts lab lab-nginx bench clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -31,12 +31,16 @@ test-kernels: setup ## boot other kernels under emulation and try the agent ther
 	@$(BIN)/pytest -m vm
 
 test test-kernels: PACKAGES += $(TEST_PACKAGES)
+lab-nginx: PACKAGES += nginx
 
 unit: setup ## the tests that need no privilege
 	@$(BIN)/pytest -m unit
 
 lab: setup ## the gateway of the story in network namespaces, with live traffic (root)
 	@exec $(BIN)/python -m lab
+
+lab-nginx: setup ## only a real nginx with one broken keep-alive, under load: try 'tidegate advise' (root)
+	@exec $(BIN)/python -m lab --nginx
 
 bench: setup ## measure the figures of docs/performance.md (root)
 	@$(BIN)/python -m bench

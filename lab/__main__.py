@@ -11,6 +11,7 @@ import signal
 import time
 from types import FrameType
 
+from lab.gateway import Gateway
 from lab.lab import Lab, Service
 from lab.results import Plan, Results, Step
 from lab.upstream import Behaviour
@@ -72,6 +73,11 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     parser.add_argument("--rounds", type=int, help="end after so many rounds of traffic")
+    parser.add_argument(
+        "--nginx",
+        action="store_true",
+        help="only the real nginx of the story, whose keep-alive works for one of its two upstreams",
+    )
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two totals")
     return parser.parse_args()
 
@@ -91,11 +97,27 @@ def interrupt_this_process_alone() -> None:
         signal.signal(number, end)
 
 
+def story(lab: Lab, options: argparse.Namespace) -> None:
+    """Visit the real nginx, of whose locations one has no working keep-alive, until all rounds are done."""
+    gateway = Gateway(lab)
+    print(f"{describe(lab)}\nconfig: {gateway.nginx.directory}/nginx.conf\nend with Ctrl-C\n", flush=True)
+    for n in itertools.count(1) if options.rounds is None else range(1, options.rounds + 1):
+        with gateway.visited(rate=100, count=int(100 * options.every)) as visitors:
+            answers = visitors.results()
+        counts = "  ".join(
+            f"{path} {status}: {count}" for path, all_ in answers.items() for status, count in all_.items()
+        )
+        print(f"after {n * options.every:.0f} s  {counts}", flush=True)
+
+
 def main() -> None:
     """Build the story's gateway and call its upstreams round after round."""
     options = arguments()
     interrupt_this_process_alone()
     with contextlib.suppress(KeyboardInterrupt), Lab() as lab:
+        if options.nginx:
+            story(lab, options)
+            return
         gateway = build(lab)
         print(f"{describe(lab)}\nend with Ctrl-C\n", flush=True)
         total, began = Results(), time.monotonic()

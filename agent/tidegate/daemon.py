@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tidegate import __version__
+from tidegate.advisor import Advisor
 from tidegate.config import Config, load
 from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
@@ -21,7 +22,7 @@ from tidegate.export.prometheus import Exporter, Tls
 from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
-from tidegate.model.snapshot import View
+from tidegate.model.snapshot import Ticks, View
 from tidegate.schedule import Schedule
 
 log = logging.getLogger("tidegate")
@@ -42,6 +43,7 @@ class Agent:
         self.config_file, self.config, self.on_view = config_file, config, on_view
         self._stop = asyncio.Event()
         self._exporter: Exporter | None = None
+        self._advisor = Advisor(config.advice, config.residency)
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT, or until :meth:`stop`; leaves no program, link or socket behind."""
@@ -60,6 +62,7 @@ class Agent:
                     bounds_of(config),
                     host_root=Path(config.services.host_root),
                     statistics=config.signals.program_statistics,
+                    locations=config.locations,
                 )
             )
             server = ControlServer(
@@ -95,11 +98,13 @@ class Agent:
             return
         old, self.config = self.config, new
         configure(new.logging.level, new.logging.format)
+        self._advisor.configure(new.advice, new.residency)
         if new.metrics != old.metrics:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
             log.warning(
-                "reload: control, services.host_root and signals (not interval) take effect at the next start"
+                "reload: control, services.host_root, locations and signals (not interval) take effect at the "
+                "next start"
             )
         log.info("config reloaded")
 
@@ -109,13 +114,17 @@ class Agent:
         while not await self._stopped_before(schedule.due):
             ticks = schedule.begin(loop.time(), self.config.signals.interval)
             # In a thread: the swap of tables waits for a grace period, 10 to 30 ms in which clients are served.
-            view = with_losses(await asyncio.to_thread(measurement.measure, ticks), server.losses())
+            view = await asyncio.to_thread(self._view, measurement, ticks)
+            view = with_losses(view, server.losses())
             if self._exporter is not None:
                 self._exporter.collector.show(view)
             server.publish(view)
             if self.on_view is not None:
                 self.on_view(view)
             measurement.limit(*limits_of(self.config))
+
+    def _view(self, measurement: Measurement, ticks: Ticks) -> View:
+        return self._advisor.judge(measurement.measure(ticks))
 
     async def _stopped_before(self, due: float) -> bool:
         delay = due - asyncio.get_running_loop().time()
@@ -140,7 +149,7 @@ class Agent:
 def _for_the_next_start(config: Config) -> tuple[object, ...]:
     """Return the parts of a config that a running agent doesn't change."""
     signals = msgspec.structs.replace(config.signals, interval=Signals().interval)
-    return config.control, signals, config.services.host_root
+    return config.control, signals, config.services.host_root, config.locations
 
 
 def with_losses(view: View, losses: Mapping[str, int]) -> View:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from tidegate.features import features, require
 from tidegate.health import program_share, read_programs, share, usage
 from tidegate.identity.cgroups import CgroupWatch, Services, tree, walk
 from tidegate.identity.containers import ContainerNames
+from tidegate.identity.locations import Locations
 from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
@@ -69,8 +71,8 @@ class Measurement:
     """Programs that are attached, names that are known, totals since the start.
 
     ``host_root`` is where the host's / is seen. With ``statistics`` the kernel times all BPF programs meanwhile,
-    where it lets the agent ask for that. A context manager; raises
-    :class:`tidegate.errors.UnavailableError` where the host lacks what is needed.
+    where it lets the agent ask for that. ``locations`` are names of places by their networks. A context manager;
+    raises :class:`tidegate.errors.UnavailableError` where the host lacks what is needed.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Measurement:
         host_root: Path = Path("/"),
         *,
         statistics: bool = False,
+        locations: Mapping[str, str] | None = None,
     ) -> None:
         self.bounds = bounds
         host = host or probe()
@@ -111,7 +114,7 @@ class Measurement:
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
-        self._rates = Rates()
+        self._rates = Rates(Locations(locations or {}).of)
         self._recounted_at = 0.0
         self._measured_at = time.monotonic()
         self._usage = usage()

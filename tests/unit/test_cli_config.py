@@ -25,7 +25,7 @@ def bad(tmp_path: Path) -> Path:
 
 def complaints(path: Path) -> list[str]:
     return [
-        f"{path}:1:1: bogus: not known to this version; known here: signals, services, metrics, control, logging",
+        f"{path}:1:1: bogus: not known to this version; known here: {', '.join(Config.__struct_fields__)}",
         f"{path}:2:18: control.queue: expected 1 to 1024, found '0'",
     ]
 

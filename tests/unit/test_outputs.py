@@ -17,6 +17,7 @@ from tidegate.export.prometheus import ViewCollector
 from tidegate.identity.cgroups import text_of
 from tidegate.identity.services import Service
 from tidegate.model.fields import Role, Table
+from tidegate.model.finding import Confidence, Finding, Severity
 from tidegate.model.snapshot import Health, MapHealth, Node, ProgramHealth, View
 from tidegate.rates import Rates
 from tidegate.signals.tcp_fields import COUNTERS, TABLE, Counter
@@ -213,3 +214,26 @@ def test_unknown_tables_and_columns_are_refused(options: Options, message: str) 
 )
 def test_durations_have_three_digits(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_findings_are_a_metric_to_alert_on() -> None:
+    finding = Finding(
+        id="retransmits",
+        severity=Severity.CRITICAL,
+        subject='a"b -> [::1]:80',
+        summary="",
+        evidence={},
+        confidence=Confidence.LOW,
+        refuted_by="",
+        remedies=(),
+        runbook="",
+    )
+    shown = msgspec.structs.replace(view("shop.service"), findings=(finding,) * 101)
+    found = [
+        (sample.labels, sample.value)
+        for family in text_string_to_metric_families(scrape(shown))
+        for sample in family.samples
+        if sample.name == "tidegate_finding"
+    ]
+    assert found == [({"id": "retransmits", "severity": "critical", "subject": 'a"b -> [::1]:80'}, 1.0)] * 100
+    assert "tidegate_finding{" not in scrape(view("shop.service"))

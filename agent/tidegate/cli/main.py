@@ -9,7 +9,7 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import config, doctor, run, top
+from tidegate.cli import advise, config, doctor, run, top
 from tidegate.errors import ConfigError, TidegateError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command(name="run")(run.run)
 app.command(name="top")(top.top)
+app.command(name="advise")(advise.advise)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 

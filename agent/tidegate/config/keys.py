@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from tidegate.config import units
 from tidegate.config.units import Listen
+from tidegate.model.limits import Advice, Residency
 
 #: Seconds, events a second, bytes.
 Duration = Annotated[float, Meta(extra={"notation": units.DURATION})]
@@ -24,6 +25,8 @@ Address = Annotated[Listen | None, Meta(extra={"notation": units.ADDRESS})]
 #: A file that must be there when the config is read.
 File = Annotated[str, Meta(extra={"notation": units.FILE})]
 Directory = Annotated[str, Meta(extra={"notation": units.DIRECTORY})]
+#: Addresses of a place, as the key of a mapping.
+Network = Annotated[str, Meta(extra={"notation": units.NETWORK})]
 SocketPath = Annotated[str, Meta(extra={"notation": units.SOCKET})]
 
 
@@ -116,4 +119,17 @@ class Config(Section, frozen=True, kw_only=True):
     services: Services = Services()
     metrics: Metrics = Metrics()
     control: Control = Control()
+    advice: Advice = Advice()
+    locations: dict[Network, Annotated[str, Meta(min_length=1, max_length=64)]] = msgspec.field(
+        default_factory=dict
+    )
+    residency: Residency = Residency()
     logging: Logging = Logging()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.residency.allowed) - set(self.locations.values()))
+        if unknown:
+            raise ValueError(
+                f"residency.allowed: expected names of locations, found {', '.join(map(repr, unknown))}; "
+                f"known here: {', '.join(sorted(set(self.locations.values()))) or 'none'}"
+            )

@@ -113,8 +113,11 @@ class _Reader:
             return self._tagged(node, pairs, shape.tagged, path)
         result = {}
         for name, (key, value) in pairs.items():
-            self._check(key, path, units.plain_text, name)
-            result[name] = self.read(value, shape.value, _join(path, name))
+            read = shape.key.read if shape.key is not None else units.plain_text
+            written = self._check(key, path, read, name)
+            if written in result and written is not None:
+                self._complain(key, _join(path, name), f"given twice, first as another form of {written}")
+            result[written] = self.read(value, shape.value, _join(path, name))
         self._check(node, path, scalars.check_length, result, shape)
         return result
 

@@ -5,9 +5,10 @@ Reader, printer and schema all go by shapes, so that a section is declared once,
 
 - a struct is a mapping of its fields; a struct with a ``tag`` is a mapping of the tag alone, over its fields:
   ``{nginx: {include: ...}}``; a union of such structs takes any of their tags;
-- ``list[T]``, ``tuple[T, ...]`` and ``dict[str, T]`` are lists and mappings;
+- ``list[T]``, ``tuple[T, ...]`` and ``dict[str, T]`` are lists and mappings; the keys of a mapping may have a
+  notation too;
 - ``bool``, ``int``, ``float``, ``str``, ``Literal`` and enums (by value) are scalars, as is whatever has a
-  :class:`~tidegate.config.units.Notation` in ``Meta(extra={"notation": ...})``;
+  :class:`~tidegate.config.units.Notation`, or the name of one, in ``Meta(extra={"notation": ...})``;
 - a union takes at most one of each kind, told apart by the node; ``None`` means that the key may be null.
 """
 
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from tidegate.config.units import Notation
+from tidegate.config.units import NOTATIONS, Notation
 
 _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
 _SCALARS = (bool, int, float, str)
@@ -36,6 +37,7 @@ class Shape:
     item: Any = None
     items: type[list[Any] | tuple[Any, ...]] = list
     value: Any = None
+    key: Notation | None = None
     scalar: Any = None
     choices: dict[str, Any] = field(default_factory=dict)
     notation: Notation | None = None
@@ -61,7 +63,7 @@ def _add(shape: Shape, hint: Any) -> None:
     if origin is Annotated:
         hint, *notes = get_args(hint)
         for meta in (note for note in notes if isinstance(note, Meta)):
-            shape.notation = (meta.extra or {}).get("notation", shape.notation)
+            shape.notation = _notation(meta) or shape.notation
             shape.bounds |= {name: getattr(meta, name) for name in _BOUNDS if getattr(meta, name) is not None}
         _add(shape, hint)
     elif origin in (Union, UnionType):
@@ -74,11 +76,21 @@ def _add(shape: Shape, hint: Any) -> None:
     elif origin is list or (origin is tuple and get_args(hint)[1:] == (...,)):
         _only_one(hint, shape.item)
         shape.item, shape.items = get_args(hint)[0], origin
-    elif origin is dict and get_args(hint)[0] is str:
+    elif origin is dict and _base(get_args(hint)[0]) is str:
         _only_one(hint, shape.value or shape.struct or shape.tagged)
-        shape.value = get_args(hint)[1]
+        key, shape.value = get_args(hint)
+        shape.key = next(filter(None, (_notation(meta) for meta in get_args(key)[1:])), None)
     else:
         _add_scalar(shape, hint)
+
+
+def _notation(meta: Meta) -> Notation | None:
+    found: Notation | str | None = (meta.extra or {}).get("notation")
+    return NOTATIONS[found] if isinstance(found, str) else found
+
+
+def _base(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _add_struct(shape: Shape, kind: type[msgspec.Struct]) -> None:

@@ -120,6 +120,16 @@ def listen(text: str) -> Listen:
     raise ValueError(f"expected ADDRESS:PORT like 127.0.0.1:19469 or [::1]:19469, or off, found {quoted(text)}")
 
 
+def network(text: str) -> str:
+    """Read ``10.0.0.0/8`` or ``fd00::/8``; a single address is a network too."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(
+            f"expected a network like 10.0.0.0/8 or fd00::/8, found {quoted(text)}: {error}"
+        ) from error
+
+
 def plain_text(text: str) -> str:
     """Read text that the kernel and an encoder take: no NUL, no half of a surrogate pair."""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
@@ -163,3 +173,6 @@ ADDRESS = Notation(listen, none="off")
 FILE = Notation(file)
 SOCKET = Notation(socket_path, pattern="^/")
 DIRECTORY = Notation(directory, pattern="^/")
+NETWORK = Notation(network)
+#: For types that are declared where this module isn't known.
+NOTATIONS = {"duration": DURATION, "rate": RATE, "size": SIZE}

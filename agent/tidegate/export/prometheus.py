@@ -30,7 +30,7 @@ from prometheus_client.exposition import gzip_accepted
 from prometheus_client.registry import Collector
 
 from tidegate.errors import UnavailableError
-from tidegate.export import health, text
+from tidegate.export import findings, health, text
 from tidegate.export.text import PREFIX, key_values, label_values, rows_of
 from tidegate.model.fields import Field, Kind, Table
 from tidegate.model.histogram import Distribution
@@ -71,6 +71,7 @@ class ViewCollector(Collector):
         for table in self.tables:
             for field in table.fields:
                 yield _family(table, field, rows_of(view, table))
+        yield findings.family(view.findings)
         yield from health.families(view.health, view.node.kernel)
 
 
@@ -137,7 +138,9 @@ class Exporter:
         families: Iterable[Metric] = self._process.collect()
         if view is not None:
             rows = text.write(self.collector.tables, view)
-            families = itertools.chain(families, health.families(view.health, view.node.kernel))
+            families = itertools.chain(
+                families, (findings.family(view.findings),), health.families(view.health, view.node.kernel)
+            )
         return rows.encode() + generate_latest(_Families(families))
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

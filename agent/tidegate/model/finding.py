@@ -37,7 +37,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     ``id`` is the kind of finding, and the name of its runbook; with ``subject``, what it is about, it tells
     findings apart. ``evidence`` are the numbers by what they are, the unit in the name. ``refuted_by`` says what
-    would show that it is wrong. ``remedies`` are in order of worth.
+    would show that it is wrong. ``remedies`` are in order of worth. ``services`` (with their container after a
+    slash) and ``endpoints`` are what it touches.
     """
 
     id: str
@@ -49,3 +50,5 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     refuted_by: str
     remedies: tuple[Remedy, ...]
     runbook: str
+    services: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from tidegate import __version__
-from tidegate.disks import Disks
+from tidegate.disks.watch import Disks
 from tidegate.errors import KernelError, TidegateError
 from tidegate.features import features, require
 from tidegate.health import program_share, read_programs, share, usage
@@ -27,7 +27,7 @@ from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
-from tidegate.resource_measurement import Pace, ResourceMeasurement
+from tidegate.resources.watch import Pace, ResourceMeasurement
 from tidegate.signals import disk_fields, ports_fields, resource_fields, tcp_fields
 from tidegate.signals.ports import PortsSignal
 from tidegate.signals.tcp import TcpSignal

@@ -22,7 +22,7 @@ from tidegate.identity.services import Service
 from tidegate.measurement import Bounds, Measurement
 from tidegate.model.resources import NodeResources, ResourceRow
 from tidegate.model.snapshot import View
-from tidegate.resources import Resources
+from tidegate.resources.table import Resources
 from tidegate.signals.cgroup_files import CgroupFiles
 from tidegate.signals.oom import OomSignal
 

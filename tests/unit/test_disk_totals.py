@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.disk_totals import OTHER_DEVICE, DeviceKey, DiskSample, DiskTotals
+from tidegate.disks.totals import OTHER_DEVICE, DeviceKey, DiskSample, DiskTotals
 from tidegate.identity.devices import Device
 from tidegate.identity.services import KERNEL, OTHER, Service
 from tidegate.kernel.layouts import DiskCgroup

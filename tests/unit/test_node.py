@@ -12,7 +12,7 @@ from tidegate.identity.cgroups import Services
 from tidegate.identity.services import OTHER, Service
 from tidegate.kernel import layouts
 from tidegate.model.resources import Pressure
-from tidegate.resource_measurement import AllCgroups, Kills, service_of
+from tidegate.resources.watch import AllCgroups, Kills, service_of
 from tidegate.signals.cgroup_files import Stalls
 from tidegate.signals.node import NodeSample, node_resources, sample
 from tidegate.signals.oom import OomKill, decode

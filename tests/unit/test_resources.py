@@ -11,7 +11,7 @@ import pytest
 from tests.unit.test_cgroup_files import write
 from tidegate.identity.services import Service
 from tidegate.model.resources import Executable, ResourceRow
-from tidegate.resources import Resources, topmost
+from tidegate.resources.table import Resources, topmost
 from tidegate.signals.cgroup_files import CgroupFiles
 
 pytestmark = pytest.mark.unit

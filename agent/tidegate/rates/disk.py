@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tidegate.disk_totals import DeviceKey, DiskSample, ServiceDiskKey
+from tidegate.disks.totals import DeviceKey, DiskSample, ServiceDiskKey
 from tidegate.identity.devices import Device
 from tidegate.model.disk import DiskRow, ServiceDiskRow
 from tidegate.rates.change import RowChange

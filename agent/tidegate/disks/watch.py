@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from tidegate.disk_totals import DiskTotals
+from tidegate.disks.totals import DiskTotals
 from tidegate.identity.devices import Devices, any_takes_bios, any_unaccounted
 from tidegate.identity.services import Service
 from tidegate.kernel.objects import Program
@@ -23,7 +23,7 @@ _LOOK_EVERY = 10.0
 class Disks:
     """Requests of all block devices since the start.
 
-    ``max_rows`` and ``idle`` bound what is kept of services, as in :class:`tidegate.disk_totals.DiskTotals`.
+    ``max_rows`` and ``idle`` bound what is kept of services, as in :class:`tidegate.disks.totals.DiskTotals`.
     """
 
     def __init__(self, signal: DiskSignal, max_rows: int, idle: float) -> None:

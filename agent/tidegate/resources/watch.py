@@ -19,7 +19,7 @@ from tidegate.kernel.objects import Program
 from tidegate.kernel.probe import Host
 from tidegate.model.resources import NodeResources, ResourceRow
 from tidegate.model.snapshot import MapHealth
-from tidegate.resources import Resources
+from tidegate.resources.table import Resources
 from tidegate.signals.cgroup_files import CgroupFiles
 from tidegate.signals.node import node_resources, sample
 from tidegate.signals.oom import OomKill, OomSignal

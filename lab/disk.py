@@ -59,16 +59,25 @@ def memory_device(size: int = 64 * MIB, *, partitions: bool = False) -> Iterator
 
 
 @contextlib.contextmanager
-def slow_device(delay: float = 0.02, size: int = 64 * MIB, sound: int | None = None) -> Iterator[Device]:
+def slow_device(
+    delay: float = 0.02, size: int = 64 * MIB, sound: int | None = None, *, single: bool = False
+) -> Iterator[Device]:
     """Make a loop device that takes ``delay`` seconds for each read, write and flush, up to 128 KiB at a time.
 
-    Reads and writes past its first ``sound`` bytes fail.
+    Reads and writes past its first ``sound`` bytes fail. A ``single`` one does one request at a time, so that
+    others wait behind it.
     """
     sweep()
     folder = _RUN / f"{lab_name(next(_numbers))}-disk"
     folder.mkdir()
+    order = "single" if single else "many"
     server = subprocess.Popen(
-        [sys.executable, "-m", "lab.slow", *map(str, (folder, size, delay, size if sound is None else sound))],
+        [
+            sys.executable,
+            "-m",
+            "lab.slow",
+            *map(str, (folder, size, delay, size if sound is None else sound, order)),
+        ],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,

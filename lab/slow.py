@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A FUSE file that takes its time, for lab/disk.py.
 
-Run as ``python -m lab.slow MOUNTPOINT SIZE DELAY SOUND`` (bytes, seconds, bytes); serves until its stdin ends.
+Run as ``python -m lab.slow MOUNTPOINT SIZE DELAY SOUND ORDER`` (bytes, seconds, bytes; order is ``single``, for
+one request at a time, or ``many``); serves until its stdin ends.
 """
 
 from __future__ import annotations
@@ -75,12 +76,13 @@ class SlowFile(mfusepy.Operations):  # type: ignore[misc]
 
 def main() -> None:
     """Serve."""
-    mountpoint, size, delay, sound = sys.argv[1:]
+    mountpoint, size, delay, sound, order = sys.argv[1:]
     end_with_the_lab()
     # Else what it needs of memory may wait for write-back to its own device.
     ctypes.CDLL(None).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     file = SlowFile(int(size), float(delay), int(sound))
-    mfusepy.FUSE(file, mountpoint, raw_fi=True, foreground=True, fsname="tidegate-lab")
+    single = order == "single"
+    mfusepy.FUSE(file, mountpoint, raw_fi=True, foreground=True, nothreads=single, fsname="tidegate-lab")
 
 
 if __name__ == "__main__":

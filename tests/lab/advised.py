@@ -22,7 +22,7 @@ QUICK = Advice(interval=0.0, hold=1.0, ignore=("cpu_steal", "agent_losses"))
 
 
 class AdvisedLab:
-    """Measures and judges on demand; a context manager. ``services`` count as the lab's too."""
+    """Measures and judges on demand; a context manager. ``services`` and ``devices`` count as the lab's too."""
 
     def __init__(
         self,
@@ -33,8 +33,9 @@ class AdvisedLab:
         locations: Mapping[str, str] | None = None,
         residency: Residency | None = None,
         services: Collection[str] = (),
+        devices: Collection[str] = (),
     ) -> None:
-        self._services = services
+        self._services, self._devices = services, devices
         self._tag = f"{lab.tag}.service"
         self._measurement = Measurement(bounds or Bounds(), locations=locations)
         self._advisor = Advisor(advice, residency or Residency())
@@ -54,7 +55,8 @@ class AdvisedLab:
         namespaces = view.namespaces and tuple(
             row for row in view.namespaces if any(name.endswith(self._tag) for name in row.services)
         )
-        return self._advisor.judge(msgspec.structs.replace(view, **changes, namespaces=namespaces))
+        disks = view.disks and tuple(row for row in view.disks if row.device in self._devices)
+        return self._advisor.judge(msgspec.structs.replace(view, **changes, namespaces=namespaces, disks=disks))
 
     def findings(self, view: View) -> list[tuple[str, str]]:
         """Return what was found: ids and subjects, without the lab's tag."""

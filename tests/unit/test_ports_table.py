@@ -124,6 +124,18 @@ def test_the_forecast_goes_by_what_is_left_behind() -> None:
     assert row.seconds_to_exhaustion == row.time_to_exhaustion
 
 
+def test_a_burst_foretells_nothing_and_traffic_that_goes_on_does() -> None:
+    table = Table({NETNS: SETTINGS[NETNS]._replace(low=32768, high=60999)})
+    row = table.tick(record(connects=900, local=900), visited=visit(900))[SHOP.name]
+    assert (row.will_exhaust, row.time_to_exhaustion) == (None, None)
+    for _ in range(6):
+        row = table.tick(visited=visit(900))[SHOP.name]
+    assert row.will_exhaust is False
+    for n in range(6):
+        row = table.tick(record(connects=900, local=900), visited=visit(1800 + 900 * n))[SHOP.name]
+    assert row.will_exhaust is True
+
+
 def test_where_ports_are_out_already_it_is_now() -> None:
     table = Table()
     row = table.tick(record(connects=20, exhausted=20), held={SHOP: 3}, visited=visit(390))[SHOP.name]

@@ -33,7 +33,7 @@ class DiskRow(msgspec.Struct, frozen=True, kw_only=True):
 class ServiceDiskRow(msgspec.Struct, frozen=True, kw_only=True):
     """What one service has one device do: :class:`DiskRow` divided by whose the requests are, write-back included.
 
-    Over all services, ``unknown`` included (requests without a cgroup, flushes), these add up to the device's.
+    Over all services they add up to the device's; flushes and what else carries nobody's data are ``kernel``'s.
     """
 
     service: str

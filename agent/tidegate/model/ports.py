@@ -25,7 +25,7 @@ class PortsRow(msgspec.Struct, frozen=True, kw_only=True):
     the start. ``closes`` are those of :class:`tidegate.model.snapshot.Traffic`.
 
     ``will_exhaust`` says whether connect() will begin to fail at the present rates, ``time_to_exhaustion`` in how
-    many seconds: 0 is now, None never. Both are None where that is not known yet.
+    many seconds: 0 is now, None never. Both are None where that is not known, or not yet.
     """
 
     netns: int

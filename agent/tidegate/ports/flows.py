@@ -55,6 +55,11 @@ class Flow:
         while self._recent[0][0] < now - _RECENT and len(self._recent) > 2:
             self._recent.popleft()
 
+    @property
+    def seen(self) -> float:
+        """For how many seconds there has been traffic without a pause, at most five or so."""
+        return self._recent[-1][0] - self._recent[0][0]
+
     def close_rate(self, interval: float) -> float:
         """Return how many ports a second are left in TIME_WAIT; ``interval`` is that of the last tick."""
         return self._rate(2, interval)

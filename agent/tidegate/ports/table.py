@@ -33,6 +33,8 @@ _NOISE = 10
 
 #: The share of the ports above which each is to be known, and not only what closes tell.
 _PRESSING = 0.05
+#: Where fewer are held, traffic has to be seen for so many seconds before its rate is believed.
+_OBSERVED = 4.0
 
 ServiceOf = Callable[[int], Service]
 #: A namespace and an upstream in it.
@@ -166,7 +168,7 @@ class PortsTable:
         reusable = divided(pool.waiting.reusable, waits)
         shared = sum(pool.held.values()) + pool.waiting.sockets
         limit = self._limit(upstream.netns, settings)
-        left = self._time_left(upstream, pool, settings, limit, now, interval)
+        will_exhaust, left = self._forecast(upstream, pool, settings, limit, now, interval)
         for service in pool.held.keys() | waits.keys() | flows.keys():
             flow = flows.get(service)
             used = pool.held.get(service, 0) + waits.get(service, 0)
@@ -187,12 +189,12 @@ class PortsTable:
                 exhausted=flow.exhausted if flow else 0,
                 connect_rate=flow.connect_rate(interval) if flow else 0.0,
                 closes=dict(flow.closes) if flow else dict.fromkeys(CLOSERS, 0),
-                will_exhaust=None if limit is None else left is not None,
+                will_exhaust=will_exhaust,
                 time_to_exhaustion=left,
                 method=pool.method,
             )
 
-    def _time_left(
+    def _forecast(
         self,
         upstream: Upstream,
         pool: Pool,
@@ -200,23 +202,26 @@ class PortsTable:
         limit: int | None,
         now: float,
         interval: float,
-    ) -> float | None:
+    ) -> tuple[bool | None, float | None]:
+        """Say whether and when; nothing of a burst, whose rate is that of a moment and whose ports are few."""
         flows = self._flows_to(upstream).values()
         level = self._open.setdefault(upstream, Level())
         level.add(now, sum(pool.held.values()))
         if settings is None or limit is None:
-            return None
+            return None, None
         # Rates that exhaustion limits say nothing of when it comes.
         if any(now - flow.exhausted_at <= max(_STILL_NOW, interval) for flow in flows):
-            return 0.0
+            return True, 0.0
         held, waiting = sum(pool.held.values()), pool.waiting
+        if held + waiting.sockets <= limit * _PRESSING and all(flow.seen < _OBSERVED for flow in flows):
+            return None, None
         is_near = held + waiting.sockets > limit // 4
         works = _reuse_works(upstream, settings, waiting)
         closes = sum(flow.close_rate(interval) for flow in flows)
         blocked = waiting.sockets
         if works:
             blocked = min(waiting.sockets - waiting.reusable, ceil(closes * settings.reuse_delay))
-        return time_to_exhaustion(
+        left = time_to_exhaustion(
             Holding(
                 open=held,
                 waiting=blocked,
@@ -227,6 +232,7 @@ class PortsTable:
             ),
             lambda: [float(blocked)] if works else _expiries(flows, blocked, now),
         )
+        return left is not None, left
 
     def _limit(self, netns: int, settings: Settings | None) -> int | None:
         if settings is None:

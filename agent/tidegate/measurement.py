@@ -27,6 +27,7 @@ from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
 from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
+from tidegate.rates.locations import location_rows
 from tidegate.resources.watch import Pace, ResourceMeasurement
 from tidegate.signals import disk_fields, ports_fields, resource_fields, tcp_fields
 from tidegate.signals.ports import PortsSignal
@@ -38,6 +39,7 @@ log = logging.getLogger("tidegate")
 #: What is measured, a table for each part of the view.
 TABLES = (
     tcp_fields.TABLE,
+    tcp_fields.LOCATIONS,
     *ports_fields.TABLES,
     resource_fields.TABLE,
     resource_fields.NODE_TABLE,
@@ -148,7 +150,8 @@ class Measurement:
         resources = self._resources.read(read_at, {key.service for key in now})
         here = msgspec.structs.replace(node(), resources=self._resources.node)
         snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=here)
-        parts: dict[str, Any] = {"resources": resources, **ports._asdict()}
+        locations = location_rows(snapshot.endpoints)
+        parts: dict[str, Any] = {"resources": resources, "locations": locations, **ports._asdict()}
         if self._disks is not None:
             parts["disks"], parts["service_disks"] = self._disks.measure(self._services.of, read_at, interval)
         health = self._health(ticks or Ticks(), began, len(now))

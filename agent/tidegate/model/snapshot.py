@@ -92,6 +92,27 @@ class ServiceRow(Traffic, frozen=True, kw_only=True):
     handshake: Distribution
 
 
+class LocationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What one service does to all endpoints in one configured place.
+
+    ``rtt_min`` is the mean of their shortest round trips by exchanges, ``waiting`` how many callers at a time wait
+    for round trips: exchanges a second times that. Counts are those of the endpoints that have a row.
+    """
+
+    service: str
+    container: str
+    location: str
+    endpoints: int
+    exchanges: int
+    exchange_rate: float
+    rtt_min: float | None
+    waiting: float | None
+    sent_bytes: int
+    sent_rate: float
+    received_bytes: int
+    received_rate: float
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """The machine that was measured."""
 
@@ -175,6 +196,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     services: tuple[ServiceRow, ...]
     endpoints: tuple[EndpointRow, ...]
     resources: tuple[ResourceRow, ...] | None = None
+    locations: tuple[LocationRow, ...] | None = None
     ports: tuple[PortsRow, ...] | None = None
     listeners: tuple[ListenerRow, ...] | None = None
     namespaces: tuple[NamespaceRow, ...] | None = None

@@ -186,3 +186,26 @@ FIELDS = (
 )
 
 TABLE = Table(name="endpoints", labels=("service", "container", "role", "endpoint", "name"), fields=FIELDS)
+
+#: Of sums over rows that may be folded no counter is exported: it could go back.
+LOCATIONS = Table(
+    name="locations",
+    labels=("service", "container", "location"),
+    fields=(
+        Field(
+            name="rtt_min",
+            metric="location_rtt_min_seconds",
+            kind=Kind.GAUGE,
+            unit="seconds",
+            help="Shortest round-trip time to the endpoints of a configured place, weighed by exchanges.",
+        ),
+        Field(
+            name="waiting",
+            metric="location_waiting",
+            kind=Kind.GAUGE,
+            unit="callers",
+            help="Callers that wait for round trips to a configured place at a time: exchanges a second times the "
+            "shortest round trip.",
+        ),
+    ),
+)

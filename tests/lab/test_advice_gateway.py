@@ -110,7 +110,7 @@ def test_the_command_prints_the_finding_from_the_agent_and_by_itself(
             assert (done.returncode, done.stderr) == (0, "")
             (found,) = (f for f in json.loads(done.stdout) if lab.tag in f["subject"])
             assert (found["id"], found["subject"], found["severity"]) == ("missing_keepalive", subject, "warning")
-            assert found["evidence"]["connects"] > 20
+            assert found["evidence"]["connects"] >= 20
             text = agent.command("advise").stdout
         alone = agent.command("advise", "--for", "3s")
     for printed in (text, alone.stdout):

@@ -135,7 +135,7 @@ def series(metrics: str) -> int:
     """Return how many (service, container, role, endpoint) an exposition has."""
     labels = ("service", "container", "role", "endpoint")
     samples = (sample for family in text_string_to_metric_families(metrics) for sample in family.samples)
-    return len({tuple(s.labels[n] for n in labels) for s in samples if "endpoint" in s.labels})
+    return len({tuple(s.labels[n] for n in labels) for s in samples if s.name.startswith("tidegate_tcp_")})
 
 
 def fill_the_ring(directory: Path, count: int) -> int:

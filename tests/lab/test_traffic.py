@@ -51,7 +51,10 @@ def test_clients_and_ports_count_the_same_bytes(pair: Pair, address: str, percen
         assert transferred[port] == Transfer(n * request, n * response, n)
     assert (pair.server.dropped() > 0) is (pair.client.dropped() > 0) is (percent > 0)
     for host in (pair.server, pair.client):
-        assert (host.snmp()["Tcp.RetransSegs"] > 0) is (percent > 0)
+        counted = host.snmp()
+        # Without a loss what is sent again was a probe, or came twice: an acknowledgement was late.
+        unneeded = counted["TcpExt.TCPLossProbes"] + counted["TcpExt.TCPDSACKRecv"]
+        assert counted["Tcp.RetransSegs"] > 0 if percent else counted["Tcp.RetransSegs"] <= unneeded
 
 
 def test_loss_by_chance_ends(pair: Pair) -> None:

@@ -181,6 +181,14 @@ def test_rows_without_place_are_left_out_and_counted() -> None:
     assert table.table.left_out == 1
 
 
+def test_of_many_upstreams_the_fullest_are_shown() -> None:
+    table = PortsTable(3)
+    held = {(SHOP, UPSTREAM._replace(endpoint=f"10.0.0.6:{port}")): port for port in range(1, 11)}
+    rows = table.rows(held, SETTINGS, {}, 1.0, 1.0)
+    assert [row.used for row in rows] == [10, 9, 8]
+    assert table.left_out == 7
+
+
 @given(st.integers(0, 10_000), st.dictionaries(st.sampled_from([SHOP, CART, UNKNOWN]), st.integers(0, 1000)))
 def test_parts_add_up(count: int, weights: dict[Service, int]) -> None:
     parts = divided(count, weights)

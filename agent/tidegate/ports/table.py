@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
+from heapq import nlargest
 from itertools import chain
 from math import ceil
 from typing import NamedTuple
@@ -115,13 +116,20 @@ class PortsTable:
         self._open = {upstream: level for upstream, level in self._open.items() if upstream in pools}
         rows = [
             row
-            for upstream, pool in pools.items()
+            for upstream, pool in self._fullest(pools)
             for row in self._rows_of(upstream, pool, settings.get(upstream.netns), now, interval)
         ]
         self.pressing = {row.netns for row in rows if row.limit is not None and row.shared > row.limit * _PRESSING}
         rows.sort(key=lambda row: (-row.used, row.netns, row.service, row.endpoint))
         self.left_out += max(len(rows) - self._max_rows, 0)
         return tuple(rows[: self._max_rows])
+
+    def _fullest(self, pools: dict[Upstream, Pool]) -> Iterable[tuple[Upstream, Pool]]:
+        """Return as many as there may be rows; those that are left out are not worth a forecast each."""
+        if len(pools) <= self._max_rows:
+            return pools.items()
+        self.left_out += len(pools) - self._max_rows
+        return nlargest(self._max_rows, pools.items(), key=lambda item: _held_of(item[1]))
 
     def _pools(
         self, held: Mapping[tuple[Service, Upstream], int], time_wait: Mapping[int, int], now: float
@@ -166,7 +174,7 @@ class PortsTable:
         if pool.waiting.sockets and not waits:
             waits = {UNKNOWN: pool.waiting.sockets}
         reusable = divided(pool.waiting.reusable, waits)
-        shared = sum(pool.held.values()) + pool.waiting.sockets
+        shared = _held_of(pool)
         limit = self._limit(upstream.netns, settings)
         will_exhaust, left = self._forecast(upstream, pool, settings, limit, now, interval)
         for service in pool.held.keys() | waits.keys() | flows.keys():
@@ -252,6 +260,10 @@ class PortsTable:
             else:
                 del self._flows[place]
         self._visits = {netns: visited for netns, visited in self._visits.items() if now - visited.at <= _KEPT}
+
+
+def _held_of(pool: Pool) -> int:
+    return sum(pool.held.values()) + pool.waiting.sockets
 
 
 def _waiting(flows: Mapping[Service, Flow]) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -49,14 +50,12 @@ def measure_disk() -> DiskReport:
         (_CGROUPS / "cgroup.subtree_control").write_text(name, "ascii")
     wait_until(lambda: Path("/dev", DISK).exists())
     mount()
-    with Measurement(Bounds()) as measurement:
-        before = diskstats()
+    with begun_on_quiet_disk() as (measurement, before):
         children = [begin(name, size) for name, size in WRITTEN.items()]
         for child in children:
             assert os.waitpid(child, 0)[1] == 0
         os.sync()
-        view = settled(measurement)
-        after = diskstats()
+        view, after = settled(measurement)
         losses = {name: n for name, n in view.health.losses.items() if name.startswith("disk_")}
     assert view.disks is not None
     assert view.service_disks is not None
@@ -103,18 +102,36 @@ def mount() -> None:
         raise OSError(number, f"mount {DISK}: {os.strerror(number)}")
 
 
-def settled(measurement: Measurement) -> View:
-    """Measure until the disk has nothing to do."""
-    view = measurement.measure()
+@contextmanager
+def begun_on_quiet_disk() -> Iterator[tuple[Measurement, dict[str, tuple[int, int]]]]:
+    """Measure from a moment in which the disk does nothing, with its counts of then.
+
+    A file system that was just mounted reads on by itself (ext4: block bitmaps, the inode table).
+    """
+    end = time.monotonic() + _DEADLINE
+    while True:
+        before = diskstats()
+        with Measurement(Bounds()) as measurement:
+            if diskstats() == before and not under_way():
+                yield measurement, before
+                return
+        assert time.monotonic() < end
+
+
+def settled(measurement: Measurement) -> tuple[View, dict[str, tuple[int, int]]]:
+    """Measure until the disk has nothing to do; return what was measured, and the disk's counts of then."""
+    view, counted = measurement.measure(), diskstats()
 
     def quiet() -> bool:
-        nonlocal view
+        nonlocal view, counted
+        counted = diskstats()
         view = measurement.measure()
         rows = [row for row in view.disks or () if row.device == DISK]
-        return bool(rows) and not any(row.in_flight for row in rows) and not under_way()
+        at_rest = bool(rows) and not any(row.in_flight for row in rows)
+        return at_rest and diskstats() == counted and not under_way()
 
     wait_until(quiet)
-    return view
+    return view, counted
 
 
 def wait_until(done: Callable[[], bool]) -> None:

@@ -30,6 +30,7 @@ struct disk_counts *disk_counts;
 struct disk_request *disk_request;
 struct oom_event *oom_event;
 struct ports_key *ports_key;
+struct ports_held *ports_held;
 struct ports_waiting *ports_waiting;
 struct ports_namespace *ports_namespace;
 struct ports_listener_key *ports_listener_key;

@@ -18,6 +18,13 @@ struct ports_key {
 	__u8 pad;
 };
 
+/* Sockets of connections, each of which holds a local port. */
+struct ports_held {
+	__u32 sockets;
+	__u32 closing; /* of these, that were closed here first, are counted as such, and will wait in
+			  TIME_WAIT */
+};
+
 /* Sockets in TIME_WAIT, each of which holds a local port. */
 struct ports_waiting {
 	__u32 sockets;

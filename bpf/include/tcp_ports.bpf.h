@@ -17,15 +17,16 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096); /* set by the agent */
 	__type(key, struct ports_key);
-	__type(value, __u64);
+	__type(value, struct ports_held);
 } tcp_ports SEC(".maps");
 
 /* Add the port of a client's socket. Only the walk writes, so there is no other to be minded. */
-static void count_port(const struct sock *sk, const struct tcp_connection *connection)
+static void count_port(const struct sock *sk, const struct tcp_socket *known)
 {
+	const struct tcp_connection *connection = &known->connection;
 	const struct tcp_key *row = &connection->key;
 	struct ports_key key = {};
-	__u64 *count, one = 1;
+	struct ports_held *held, one = { .sockets = 1 };
 
 	if (row->role != TCP_ROLE_CLIENT)
 		return;
@@ -38,9 +39,11 @@ static void count_port(const struct sock *sk, const struct tcp_connection *conne
 		key.source[0] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
 	else
 		BPF_CORE_READ_INTO(&key.source, sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32);
-	count = bpf_map_lookup_elem(&tcp_ports, &key);
-	if (count) {
-		*count += 1;
+	one.closing = known->counted & EVENT_CLOSER && connection->closer == TCP_CLOSER_LOCAL;
+	held = bpf_map_lookup_elem(&tcp_ports, &key);
+	if (held) {
+		held->sockets++;
+		held->closing += one.closing;
 		return;
 	}
 	if (bpf_map_update_elem(&tcp_ports, &key, &one, BPF_NOEXIST))

@@ -59,6 +59,7 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 	struct progress now;
 	__u64 key, began_ns;
 	__u8 mark = 0;
+	int is_held = 0;
 
 	if (!address)
 		return 0;
@@ -75,7 +76,7 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 		probe_progress(&now, (const struct tcp_sock *)sk, is_client(&known->connection));
 		if (known->missed_ns)
 			known->missed_ns = 0;
-		count_port(sk, &known->connection);
+		is_held = 1;
 		break;
 	case PLACE_CLOSED:
 		probe_progress(&now, (const struct tcp_sock *)sk, is_client(&known->connection));
@@ -89,7 +90,9 @@ static int on_entry(struct bpf_iter__bpf_map_elem *ctx)
 	case PLACE_ENDED:
 		break;
 	}
-	count_progress(known, key, began_ns, &now, 0);
+	/* What is counted as closed from here on must not be held too. */
+	if (count_progress(known, key, began_ns, &now, 0) && is_held)
+		count_port(sk, known);
 	return 0;
 }
 
@@ -107,7 +110,7 @@ static int on_port(struct bpf_iter__bpf_map_elem *ctx)
 	known = bpf_map_lookup_elem(&tcp_sockets, &key);
 	sk = (const struct sock *)key;
 	if (known && place_of(sk, known) == PLACE_SAME)
-		count_port(sk, &known->connection);
+		count_port(sk, known);
 	return 0;
 }
 

@@ -269,15 +269,19 @@ def test_without_entering_a_namespace_closes_tell_what_waits(lab: Lab) -> None:
         watch = PortsWatch(signal, 100, look=dict)
         shop.generate(Plan((Step("10.0.0.6", 5000, 25, rounds=1), Step("10.0.0.6", 5001, 4, hold=True))))
         names = {shop.cgroup.stat().st_ino: "shop"}
-        records = [record for record in tcp.read() if record.cgroup in names]
-        view = watch.read(records, lambda cgroup: Named(names.get(cgroup, "other")), time.monotonic(), 1.0)
-        found = {row.endpoint: row for row in view.ports if row.service == "shop"}
-        by_ss = {endpoint: count for (_, endpoint), count in counted_by_ss(host).items()}
-        assert (
-            {endpoint: row.used for endpoint, row in found.items()} == by_ss == {INVENTORY: 25, "10.0.0.6:5001": 4}
-        )
-        assert {row.method for row in found.values()} == {Method.CLOSES}
-        assert found[INVENTORY].time_wait == 25
+
+        def waiting() -> int:
+            """Read, with what waits for the other side's last acknowledgement counted once."""
+            records = [record for record in tcp.read() if record.cgroup in names]
+            view = watch.read(records, lambda cgroup: Named(names.get(cgroup, "other")), time.monotonic(), 1.0)
+            found = {row.endpoint: row for row in view.ports if row.service == "shop"}
+            by_ss = {endpoint: count for (_, endpoint), count in counted_by_ss(host).items()}
+            used = {endpoint: row.used for endpoint, row in found.items()}
+            assert used == by_ss == {INVENTORY: 25, "10.0.0.6:5001": 4}
+            assert {row.method for row in found.values()} == {Method.CLOSES}
+            return found[INVENTORY].time_wait
+
+        wait_until(lambda: waiting() == 25, "all that was closed in TIME_WAIT", 20)
     finally:
         signal.close()
         tcp.close()

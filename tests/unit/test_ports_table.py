@@ -11,7 +11,7 @@ from tidegate.identity.services import UNKNOWN, Service
 from tidegate.model.fields import Role
 from tidegate.model.ports import Method, PortsRow
 from tidegate.model.record import Record
-from tidegate.ports.flows import Flow, Level
+from tidegate.ports.flows import Flow, Level, Ticks, Traffic
 from tidegate.ports.table import PortsTable, divided
 from tidegate.signals.ports import Settings, Upstream, Visit, Waiting
 from tidegate.signals.tcp_fields import CLOSERS, COUNTERS, FAILURES, HISTOGRAMS, RESETS, Counter
@@ -101,6 +101,16 @@ def test_after_a_minute_what_waited_is_over() -> None:
     assert used[-1] == 0
 
 
+def test_what_was_closed_and_is_held_still_counts_once() -> None:
+    table = PortsTable(100)
+    table.add([record(connects=9, local=5)], lambda cgroup: NAMES[cgroup], 1.0, {UPSTREAM.place: 3})
+    (row,) = table.rows({(SHOP, UPSTREAM): 7}, SETTINGS, {}, 1.0, 1.0)
+    assert (row.used, row.time_wait) == (9, 2)
+    table.add([], lambda cgroup: NAMES[cgroup], 2.0, {})
+    (row,) = table.rows({(SHOP, UPSTREAM): 4}, SETTINGS, {}, 2.0, 1.0)
+    assert (row.used, row.time_wait) == (9, 5)
+
+
 def test_without_visits_it_is_the_closes_of_a_minute_and_never_more_than_the_kernel_counts() -> None:
     table = Table()
     row = table.tick(record(local=10))[SHOP.name]
@@ -184,6 +194,7 @@ def test_rows_without_place_are_left_out_and_counted() -> None:
 def test_of_many_upstreams_the_fullest_are_shown() -> None:
     table = PortsTable(3)
     held = {(SHOP, UPSTREAM._replace(endpoint=f"10.0.0.6:{port}")): port for port in range(1, 11)}
+    table.add((), lambda cgroup: NAMES[cgroup], 1.0)
     rows = table.rows(held, SETTINGS, {}, 1.0, 1.0)
     assert [row.used for row in rows] == [10, 9, 8]
     assert table.left_out == 7
@@ -197,24 +208,44 @@ def test_parts_add_up(count: int, weights: dict[Service, int]) -> None:
 
 
 def test_a_rate_leaves_out_the_interval_in_which_traffic_begins() -> None:
-    flow = Flow(0.0)
-    flow.add(0.0, 3, dict.fromkeys(CLOSERS, 0), 0, 0)
-    assert flow.connect_rate(1.0) == 3
-    flow.add(1.0, 10, dict.fromkeys(CLOSERS, 0), 0, 0)
-    flow.add(2.0, 10, dict.fromkeys(CLOSERS, 0), 0, 0)
-    assert flow.connect_rate(1.0) == 10
-    for second in range(3, 12):
-        flow.add(float(second), 0, dict.fromkeys(CLOSERS, 0), 0, 0)
-    assert flow.connect_rate(1.0) == 0
+    flow, ticks = Flow(0.0), Ticks()
+    rates = []
+    for second, connects in enumerate([3, 10, 10, 0, 0, 0, 0, 0, 0, 7, 7]):
+        ticks.add(float(second))
+        if connects:
+            flow.add(ticks.last(1.0), Traffic(connects))
+        rates.append(flow.connect_rate(ticks.last(1.0)))
+    assert rates == [3, 10, 10, 20 / 3, 5, 4, 2, 0, 0, 7, 7]
+
+
+@given(st.lists(st.tuples(st.floats(0.2, 3), st.integers(0, 50)), min_size=1, max_size=60))
+def test_an_interval_without_traffic_need_not_be_told(steps: list[tuple[float, int]]) -> None:
+    told, untold, ticks = Flow(0.0), Flow(0.0), Ticks()
+    now = 0.0
+    for delay, connects in steps:
+        now += delay
+        ticks.add(now)
+        tick = ticks.last(delay)
+        traffic = Traffic(connects, closes=tuple(connects if name == "local" else 0 for name in CLOSERS))
+        told.add(tick, traffic)
+        if connects:
+            untold.add(tick, traffic)
+        for of in (Flow.connect_rate, Flow.close_rate, Flow.seen):
+            assert of(told, tick) == of(untold, tick)
+        assert told.waiting(now) == untold.waiting(now)
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 20), st.integers(0, 50)), min_size=1, max_size=60))
 def test_ends_in_the_next_minute_are_what_was_left_in_the_last(steps: list[tuple[float, int]]) -> None:
-    flow, now = Flow(0.0), 0.0
+    flow, ticks, now = Flow(0.0), Ticks(), 0.0
+    left = []
     for delay, closes in steps:
         now += delay
-        flow.add(now, 0, {"local": closes}, 0, 0)
-    assert sum(flow.expiries(now)) == flow.waiting
+        ticks.add(now)
+        flow.add(ticks.last(delay), Traffic(closes=tuple(closes if name == "local" else 0 for name in CLOSERS)))
+        left.append((int(now), closes))
+    of_the_last_minute = sum(closes for second, closes in left if second > int(now) - 60)
+    assert sum(flow.expiries(now)) == flow.waiting(now) == of_the_last_minute
 
 
 @pytest.mark.parametrize(

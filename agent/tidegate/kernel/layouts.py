@@ -175,6 +175,14 @@ OOM_EVENT_COMM = Struct("<16B")
 OOM_EVENT_PATH = Struct("<960B")
 
 
+class PortsHeld(NamedTuple):
+    sockets: int
+    closing: int
+
+
+PORTS_HELD = Struct("<II")
+
+
 class PortsKey(NamedTuple):
     cgroup: int
     source: bytes

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from heapq import nlargest
 from itertools import chain
 from math import ceil
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tidegate.identity.services import UNKNOWN, Service
@@ -15,16 +16,19 @@ from tidegate.model.fields import Role
 from tidegate.model.ports import Method, PortsRow
 from tidegate.model.record import Record
 from tidegate.ports.exhaustion import TIME_WAIT, Holding, time_to_exhaustion
-from tidegate.ports.flows import Flow, Level
+from tidegate.ports.flows import Flow, Level, Tick, Ticks, Traffic
 from tidegate.signals.ports import Settings, Upstream, Visit, Waiting
 from tidegate.signals.tcp_fields import CLOSERS, FAILURES, RESETS, Counter
 
 _RESET_SENT = Counter.RESETS + RESETS.index("sent")
 _EXHAUSTED = Counter.FAILURES + FAILURES.index("ports_exhausted")
 _CLOSES = tuple(Counter.CLOSES + n for n in range(len(CLOSERS)))
-_NOTHING = (0,) * (3 + len(_CLOSES))
+_NO_CLOSES = (0,) * len(CLOSERS)
+_COUNTERS = (Counter.CONNECTS, _RESET_SENT, _EXHAUSTED, *_CLOSES)
 #: What has had no traffic for so many seconds is forgotten: its last port is free again.
 _KEPT = 90.0
+#: That is looked at after so many seconds again.
+_FORGETS = 10.0
 #: Connects that failed so many seconds ago still mean now.
 _STILL_NOW = 2.0
 #: Seconds for which open connections must have become more for that to be growth; where ports are few, and else.
@@ -40,6 +44,7 @@ _OBSERVED = 4.0
 ServiceOf = Callable[[int], Service]
 #: A namespace and an upstream in it.
 Place = tuple[int, str]
+NOTHING: Mapping[Place, int] = MappingProxyType({})
 
 
 class Pool(NamedTuple):
@@ -64,34 +69,48 @@ class PortsTable:
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
         self._flows: dict[Place, dict[Service, Flow]] = {}
+        self._ticks = Ticks()
+        self._forgot_at = 0.0
         self._open: dict[Upstream, Level] = {}
         self._visits: dict[int, _Visited] = {}
+        self._closing: Mapping[Place, int] = NOTHING
         self.left_out = 0
         #: Namespaces in which more than a small share of the ports towards an upstream is held.
         self.pressing: set[int] = set()
 
-    def add(self, records: Iterable[Record], service_of: ServiceOf, now: float) -> None:
-        """Take what connections did in the interval that ends at ``now`` (monotonic seconds)."""
-        counts: dict[Place, dict[Service, list[int]]] = {}
+    def add(
+        self,
+        records: Iterable[Record],
+        service_of: ServiceOf,
+        now: float,
+        closing: Mapping[Place, int] = NOTHING,
+    ) -> None:
+        """Take what connections did in the interval that ends at ``now`` (monotonic seconds).
+
+        ``closing`` are connections whose close is among that, and that hold their port still: until the other side
+        has acknowledged it.
+        """
+        self._closing = closing
+        self._ticks.add(now)
+        tick = self._ticks.last(0.0)
+        counts: dict[tuple[Place, Service], list[int]] = {}
         for record in records:
             if record.role is not Role.CLIENT or record.cgroup is None or not record.netns:
                 continue
-            of_place = counts.setdefault((record.netns, record.endpoint), {})
-            numbers = of_place.setdefault(service_of(record.cgroup), [0] * (3 + len(CLOSERS)))
-            for n, counter in enumerate((Counter.CONNECTS, _RESET_SENT, _EXHAUSTED, *_CLOSES)):
-                numbers[n] += record.counters[counter]
-        for place, services in counts.items():
-            for service in services:
-                self._flows.setdefault(place, {}).setdefault(service, Flow(now))
-        for place, flows in self._flows.items():
-            of_place = counts.get(place, {})
-            for service, flow in flows.items():
-                connects, resets, exhausted, *closes = of_place.get(service, _NOTHING)
-                flow.add(now, connects, dict(zip(CLOSERS, closes, strict=True)), resets, exhausted)
+            key = (record.netns, record.endpoint), service_of(record.cgroup)
+            counters = record.counters
+            numbers = [counters[n] for n in _COUNTERS]
+            before = counts.get(key)
+            counts[key] = numbers if before is None else [a + b for a, b in zip(before, numbers, strict=True)]
+        for (place, service), (connects, resets, exhausted, *closes) in counts.items():
+            flows = self._flows.setdefault(place, {})
+            if service not in flows:
+                flows[service] = Flow(now)
+            flows[service].add(tick, Traffic(connects, resets, exhausted, tuple(closes)))
 
     def visited(self, netns: int, visit: Visit, now: float) -> None:
         """Take what was found in a namespace at this moment."""
-        then = {place: _waiting(flows) for place, flows in self._flows.items() if place[0] == netns}
+        then = {place: self._left_behind(place, now) for place in self._flows if place[0] == netns}
         self._visits[netns] = _Visited(now, visit, then)
 
     @property
@@ -111,13 +130,15 @@ class PortsTable:
 
         ``time_wait`` is how many sockets wait in a namespace that can't be entered, as far as that is known.
         """
-        self._forget(now)
+        tick = self._ticks.last(interval)
+        if now - self._forgot_at >= _FORGETS:
+            self._forget(now)
         pools = self._pools(held, time_wait, now)
         self._open = {upstream: level for upstream, level in self._open.items() if upstream in pools}
         rows = [
             row
             for upstream, pool in self._fullest(pools)
-            for row in self._rows_of(upstream, pool, settings.get(upstream.netns), now, interval)
+            for row in self._rows_of(upstream, pool, settings.get(upstream.netns), tick)
         ]
         self.pressing = {row.netns for row in rows if row.limit is not None and row.shared > row.limit * _PRESSING}
         rows.sort(key=lambda row: (-row.used, row.netns, row.service, row.endpoint))
@@ -140,47 +161,44 @@ class PortsTable:
             services[service] = services.get(service, 0) + count
         for upstream in chain.from_iterable(visited.visit.waiting for visited in self._visits.values()):
             by_upstream.setdefault(upstream, {})
-        sources = Counts((upstream.netns, upstream.endpoint) for upstream in by_upstream)
+        sources = Counts(upstream.place for upstream in by_upstream)
         for netns, endpoint in self._flows.keys() - sources.keys():
             by_upstream[Upstream(netns, "", endpoint)] = {}
         pools = {
-            upstream: Pool(
-                services, *self._waiting(upstream, now, sources[upstream.netns, upstream.endpoint] or 1)
-            )
+            upstream: Pool(services, *self._waiting(upstream, now, sources[upstream.place] or 1))
             for upstream, services in by_upstream.items()
         }
-        return _no_more_than(pools, time_wait)
+        return _no_more_than(pools, time_wait) if time_wait else pools
 
     def _waiting(self, upstream: Upstream, now: float, sources: int) -> tuple[Waiting, Method]:
         """Return what waits: as found now, or as found before and what was closed and has ended since."""
-        flows = self._flows_to(upstream)
         if upstream.netns not in self._visits:
-            closed = _waiting(flows) // sources
+            closed = self._left_behind(upstream.place, now) // sources
             return Waiting(closed, closed, 0), Method.CLOSES
         at, visit, then = self._visits[upstream.netns]
         found = visit.waiting.get(upstream, Waiting(0, 0, 0))
         if at == now:
             return found, Method.SOCKETS
-        change = (_waiting(flows) - then.get((upstream.netns, upstream.endpoint), 0)) // sources
+        change = (self._left_behind(upstream.place, now) - then.get(upstream.place, 0)) // sources
         change = max(change, -found.sockets)
         timestamped = max(min(found.timestamped + change, found.sockets + change), 0)
         return Waiting(found.sockets + change, timestamped, min(found.reusable, timestamped)), Method.SOCKETS
 
     def _rows_of(
-        self, upstream: Upstream, pool: Pool, settings: Settings | None, now: float, interval: float
+        self, upstream: Upstream, pool: Pool, settings: Settings | None, tick: Tick
     ) -> Iterable[PortsRow]:
         flows = self._flows_to(upstream)
-        waits = _divided_by_closes(pool, flows)
+        waits = _divided_by_closes(pool, flows, tick.now)
         if pool.waiting.sockets and not waits:
             waits = {UNKNOWN: pool.waiting.sockets}
         reusable = divided(pool.waiting.reusable, waits)
         shared = _held_of(pool)
         limit = self._limit(upstream.netns, settings)
-        will_exhaust, left = self._forecast(upstream, pool, settings, limit, now, interval)
+        will_exhaust, left = self._forecast(upstream, pool, settings, limit, tick)
         for service in pool.held.keys() | waits.keys() | flows.keys():
             flow = flows.get(service)
             used = pool.held.get(service, 0) + waits.get(service, 0)
-            if not used and (flow is None or now - flow.exhausted_at > _KEPT):
+            if not used and (flow is None or tick.now - flow.exhausted_at > _KEPT):
                 continue
             yield PortsRow(
                 netns=upstream.netns,
@@ -195,8 +213,8 @@ class PortsTable:
                 reusable=reusable.get(service, 0),
                 limit=limit,
                 exhausted=flow.exhausted if flow else 0,
-                connect_rate=flow.connect_rate(interval) if flow else 0.0,
-                closes=dict(flow.closes) if flow else dict.fromkeys(CLOSERS, 0),
+                connect_rate=flow.connect_rate(tick) if flow else 0.0,
+                closes=dict(zip(CLOSERS, flow.closes if flow else _NO_CLOSES, strict=True)),
                 will_exhaust=will_exhaust,
                 time_to_exhaustion=left,
                 method=pool.method,
@@ -208,24 +226,24 @@ class PortsTable:
         pool: Pool,
         settings: Settings | None,
         limit: int | None,
-        now: float,
-        interval: float,
+        tick: Tick,
     ) -> tuple[bool | None, float | None]:
         """Say whether and when; nothing of a burst, whose rate is that of a moment and whose ports are few."""
-        flows = self._flows_to(upstream).values()
+        flows, now = self._flows_to(upstream).values(), tick.now
         level = self._open.setdefault(upstream, Level())
-        level.add(now, sum(pool.held.values()))
+        held = sum(pool.held.values())
+        level.add(now, held)
         if settings is None or limit is None:
             return None, None
         # Rates that exhaustion limits say nothing of when it comes.
-        if any(now - flow.exhausted_at <= max(_STILL_NOW, interval) for flow in flows):
+        if any(now - flow.exhausted_at <= max(_STILL_NOW, tick.interval) for flow in flows):
             return True, 0.0
-        held, waiting = sum(pool.held.values()), pool.waiting
-        if held + waiting.sockets <= limit * _PRESSING and all(flow.seen < _OBSERVED for flow in flows):
+        waiting = pool.waiting
+        if held + waiting.sockets <= limit * _PRESSING and all(flow.seen(tick) < _OBSERVED for flow in flows):
             return None, None
         is_near = held + waiting.sockets > limit // 4
         works = _reuse_works(upstream, settings, waiting)
-        closes = sum(flow.close_rate(interval) for flow in flows)
+        closes = sum(flow.close_rate(tick) for flow in flows)
         blocked = waiting.sockets
         if works:
             blocked = min(waiting.sockets - waiting.reusable, ceil(closes * settings.reuse_delay))
@@ -248,11 +266,17 @@ class PortsTable:
         bound = self._visits[netns].visit.bound if netns in self._visits else 0
         return max(settings.high - settings.low + 1 - settings.reserved - bound, 0)
 
+    def _left_behind(self, place: Place, now: float) -> int:
+        """Return how many connections were closed in the last minute and have left their port behind."""
+        flows = self._flows.get(place, {})
+        return max(sum(flow.waiting(now) for flow in flows.values()) - self._closing.get(place, 0), 0)
+
     def _flows_to(self, upstream: Upstream) -> dict[Service, Flow]:
-        return self._flows.get((upstream.netns, upstream.endpoint), {})
+        return self._flows.get(upstream.place, {})
 
     def _forget(self, now: float) -> None:
         """Drop what is idle, and visits of namespaces that were not entered again."""
+        self._forgot_at = now
         for place, flows in list(self._flows.items()):
             kept = {service: flow for service, flow in flows.items() if now - flow.touched <= _KEPT}
             if kept:
@@ -266,18 +290,14 @@ def _held_of(pool: Pool) -> int:
     return sum(pool.held.values()) + pool.waiting.sockets
 
 
-def _waiting(flows: Mapping[Service, Flow]) -> int:
-    return sum(flow.waiting for flow in flows.values())
-
-
-def _divided_by_closes(pool: Pool, flows: Mapping[Service, Flow]) -> dict[Service, int]:
+def _divided_by_closes(pool: Pool, flows: Mapping[Service, Flow], now: float) -> dict[Service, int]:
     """Say whose the sockets are that wait: of those who closed in the last minute, else of those connected."""
     waiting = pool.waiting.sockets
     if not waiting:
         return {}
     if len(flows) == 1 and pool.held.keys() <= flows.keys():
         return dict.fromkeys(flows, waiting)
-    closed = {service: flow.waiting for service, flow in flows.items()}
+    closed = {service: flow.waiting(now) for service, flow in flows.items()}
     return divided(waiting, closed) or divided(waiting, pool.held)
 
 
@@ -286,6 +306,8 @@ def divided(count: int, weights: Mapping[Service, int]) -> dict[Service, int]:
     total = sum(weights.values())
     if not total:
         return {}
+    if len(weights) == 1:
+        return dict.fromkeys(weights, count)
     parts = {service: count * weight // total for service, weight in weights.items()}
     # What is left goes to those who were cut most.
     by_rest = sorted(weights, key=lambda service: (-(count * weights[service] % total), service))

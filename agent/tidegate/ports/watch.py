@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from tidegate.model.ports import ListenerRow, NamespaceRow, PortsRow
 from tidegate.model.record import Record
 from tidegate.model.snapshot import MapHealth
 from tidegate.ports.rounds import Directory, Rounds
-from tidegate.ports.table import PortsTable
+from tidegate.ports.table import Place, PortsTable
 from tidegate.signals import namespace_files
 from tidegate.signals.namespace_files import UNREAD, NamespaceFiles
 from tidegate.signals.ports import PortsSignal, Settings, Upstream, Visit
@@ -54,11 +55,14 @@ class PortsWatch:
         self, records: Sequence[Record], service_of: Callable[[int], Service], now: float, interval: float
     ) -> PortsView:
         """Return the rows after the TCP signal was read, which gave ``records``; ``now`` is monotonic seconds."""
-        self._table.add(records, service_of, now)
         held: dict[tuple[Service, Upstream], int] = {}
-        for (cgroup, upstream), count in self._signal.held().items():
+        closing: Counter[Place] = Counter()
+        for (cgroup, upstream), (sockets, closed) in self._signal.held().items():
             key = service_of(cgroup), upstream
-            held[key] = held.get(key, 0) + count
+            held[key] = held.get(key, 0) + sockets
+            if closed:
+                closing[upstream.place] += closed
+        self._table.add(records, service_of, now, closing)
         self._visit(self._table.namespaces | {upstream.netns for _, upstream in held}, now)
         settings = self._signal.settings(time.monotonic_ns())
         outside = self._files_from_outside()

@@ -30,6 +30,18 @@ class Upstream(NamedTuple):
     source: str
     endpoint: str
 
+    @property
+    def place(self) -> tuple[int, str]:
+        """The upstream of whichever source."""
+        return self.netns, self.endpoint
+
+
+class Held(NamedTuple):
+    """Sockets of connections; those of them that were closed here first, which is counted by now."""
+
+    sockets: int
+    closing: int
+
 
 class Waiting(NamedTuple):
     """Sockets in TIME_WAIT; those with timestamps, and those of them whose port connect() may take already."""
@@ -121,16 +133,13 @@ class PortsSignal:
             bpf.close()
             raise
 
-    def held(self) -> dict[tuple[int, Upstream], int]:
-        """Return how many ports connections held at the TCP signal's last walk, by cgroup; empties that."""
-        found: dict[tuple[int, Upstream], int] = {}
-        for count, keys, values in self._tcp.bpf.maps["tcp_ports"].batches(delete=True):
-            numbers = memoryview(bytes(values)).cast("Q")
-            for key, n in zip(
-                map(layouts.PortsKey._make, layouts.PORTS_KEY.iter_unpack(keys)), numbers, strict=True
-            ):
-                found[key.cgroup, upstream_of(key)] = n
-            assert len(numbers) == count
+    def held(self) -> dict[tuple[int, Upstream], Held]:
+        """Return the ports that connections held at the TCP signal's last walk, by cgroup; empties that."""
+        found: dict[tuple[int, Upstream], Held] = {}
+        for _, keys, values in self._tcp.bpf.maps["tcp_ports"].batches(delete=True):
+            of_keys = map(layouts.PortsKey._make, layouts.PORTS_KEY.iter_unpack(keys))
+            for key, held in zip(of_keys, layouts.PORTS_HELD.iter_unpack(values), strict=True):
+                found[key.cgroup, upstream_of(key)] = Held._make(held)
         return found
 
     def settings(self, now_ns: int) -> dict[int, Settings]:

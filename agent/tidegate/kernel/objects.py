@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from tidegate.errors import UnavailableError
 from tidegate.kernel.libbpf import check, check_pointer, ffi, lib, start_log
 from tidegate.kernel.maps import Map
+from tidegate.kernel.pins import MapShape, unfit
 from tidegate.model.snapshot import MapHealth
 
 OBJECTS = Path(__file__).parent / "objects"
@@ -198,6 +199,22 @@ class BpfObject:
         result = lib.bpf_map__set_max_entries(self._map_pointers[name], entries)
         check(result, f"map {name}: set size to {entries}")
 
+    def pin_maps(self, directory: Path, names: Iterable[str]) -> list[str]:
+        """Share maps by pins in ``directory`` with other objects and later processes; just before the load.
+
+        A pinned map of the same shape is used with what is in it. One of another shape loses its pin, to which a
+        new map comes: programs that have the old one go on with it until they are replaced. Returns the names of
+        those.
+        """
+        wanted = {name: _shape(self._map_pointers[name]) for name in names}
+        aside = unfit(directory, wanted)
+        for name in aside:
+            (directory / name).unlink()
+        for name in wanted:
+            result = lib.bpf_map__set_pin_path(self._map_pointers[name], os.fsencode(directory / name))
+            check(result, f"map {name}: set pin")
+        return aside
+
     def load(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Self:
         """Verify and load the programs; refuse maps whose (key, value) sizes differ from ``sizes``."""
         start_log()
@@ -269,6 +286,16 @@ class BpfObject:
             found.append(pointer)
             pointer = step(self._pointer, pointer)
         return found
+
+
+def _shape(pointer: Any) -> MapShape:
+    return MapShape(
+        lib.bpf_map__type(pointer),
+        lib.bpf_map__key_size(pointer),
+        lib.bpf_map__value_size(pointer),
+        lib.bpf_map__max_entries(pointer),
+        lib.bpf_map__map_flags(pointer),
+    )
 
 
 @contextlib.contextmanager

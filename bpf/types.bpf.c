@@ -36,6 +36,7 @@ struct ports_waiting *ports_waiting;
 struct ports_namespace *ports_namespace;
 struct ports_listener_key *ports_listener_key;
 struct ports_listener *ports_listener;
+enum ratelimit *ratelimit;
 enum ratelimit_mode *ratelimit_mode;
 enum ratelimit_verdict *ratelimit_verdict;
 enum ratelimit_reason *ratelimit_reason;

@@ -75,8 +75,10 @@ enum ratelimit_policy_number {
 	RATELIMIT_POLICY_PORTLESS = 0xffff,
 };
 
-/* A byte costs so many ns, times 2^RATELIMIT_BYTE_SHIFT. */
-#define RATELIMIT_BYTE_SHIFT 16
+enum ratelimit {
+	RATELIMIT_BYTE_SHIFT = 16,  /* a byte costs so many ns, times 2 to the power of this */
+	RATELIMIT_GUARD_SHIFT = 27, /* see inserts in struct ratelimit_state */
+};
 
 /* GCRA: each packet moves the bucket's theoretical arrival time on by its cost; refused is what comes more
  * than the tolerance before that time. No limit: cost 0.
@@ -108,8 +110,6 @@ struct ratelimit_state {
 	__u32 inserts;     /* new sources that a CPU lets into a table, in each 2^RATELIMIT_GUARD_SHIFT ns */
 	__u32 sketch_mask; /* cells of a row of the sketch, a power of two, less one */
 };
-
-#define RATELIMIT_GUARD_SHIFT 27
 
 /* Whose bucket it is. */
 struct ratelimit_key {

@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -18,6 +18,9 @@ from tidegate.kernel.libbpf import check, ffi, lib
 #: The source of a bpffs that Tidegate mounted, by which it is known again when it is to be unmounted.
 SOURCE = "tidegate"
 PINS = Path("/sys/fs/bpf/tidegate")
+#: The name of the link in an interface's directory.
+LINK = "link"
+_INTERFACE = "interface-"
 ARRAY_OF_MAPS = 12  # include/uapi/linux/bpf.h: enum bpf_map_type
 
 
@@ -64,22 +67,27 @@ class PinDirectory:
         if stat.S_IMODE(found.st_mode) != 0o700:
             os.fchmod(self._fd, 0o700)
 
-    def link(self, ifindex: int) -> Path:
-        """Return where the link at an interface is pinned: by its index, which outlives a change of name."""
-        return self.path / f"interface-{ifindex}"
+    def at_interface(self, ifindex: int) -> Path:
+        """Make and return the directory of what belongs to an interface, by its index, which outlives its name."""
+        directory = self.path / f"{_INTERFACE}{ifindex}"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return directory
 
-    def links(self) -> Iterator[Path]:
-        """Yield the pinned links of interfaces."""
-        yield from sorted(self.path.glob("interface-*"))
+    def interfaces(self) -> list[int]:
+        """Return the indexes of the interfaces that something is pinned for."""
+        names = (path.name.removeprefix(_INTERFACE) for path in self.path.glob(f"{_INTERFACE}*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def forget(self, ifindex: int) -> None:
+        """Remove what is pinned for one interface; a link should be detached before."""
+        _remove(self.path / f"{_INTERFACE}{ifindex}")
 
     def remove(self) -> None:
         """Remove all pins and the directory, then the bpffs where Tidegate mounted it and nothing else is in it.
 
         What they held goes with them; links should be detached before, as the kernel gives them up later only.
         """
-        for pin in self.path.iterdir():
-            pin.unlink(missing_ok=True)
-        self.path.rmdir()
+        _remove(self.path)
         # A dot in a name is the kernel's alone: it puts maps.debug and the like into every bpffs.
         others = [path for path in self.path.parent.iterdir() if "." not in path.name]
         if SOURCE in _sources(self.path.parent) and not others:
@@ -156,6 +164,16 @@ def unfit(directory: Path, wanted: Mapping[str, MapShape]) -> list[str]:
             if name not in other and found.shape.type == ARRAY_OF_MAPS and not found.inner() <= kept:
                 other.append(name)
         return other
+
+
+def _remove(directory: Path) -> None:
+    for path in directory.iterdir() if directory.exists() else ():
+        if path.is_dir():
+            _remove(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
 
 
 def _is_bpffs(path: Path) -> bool:

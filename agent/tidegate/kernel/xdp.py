@@ -75,7 +75,7 @@ class XdpAttachment:
         :class:`KernelError` where the agent may not.
         """
         name = _name_of(ifindex)
-        _refuse_foreign(ifindex, name)
+        refuse_foreign(ifindex, name)
         reason = ""
         fd = lib.tidegate_link_xdp(program.fd, ifindex, _DRV_MODE)
         if fd < 0:
@@ -176,7 +176,8 @@ def _name_of(ifindex: int) -> str:
         raise GoneError(f"interface {ifindex}: there is none of this index any more") from error
 
 
-def _refuse_foreign(ifindex: int, name: str) -> None:
+def refuse_foreign(ifindex: int, name: str) -> None:
+    """Raise :class:`ForeignProgramError` where an interface has a program already."""
     found = query(ifindex)
     if not found.program:
         return
@@ -195,7 +196,7 @@ def _raise_unless_drivers(reason: int, ifindex: int, name: str) -> None:
     if reason in (errno.EPERM, errno.EACCES):
         raise KernelError(f"interface {name}: attach XDP; needs CAP_NET_ADMIN and CAP_BPF", reason)
     if reason in (errno.EBUSY, errno.EEXIST):
-        _refuse_foreign(ifindex, name)
+        refuse_foreign(ifindex, name)
 
 
 def _why_not_native(program: Program, ifindex: int, name: str, reason: int) -> str:

@@ -14,9 +14,8 @@ from typing import NamedTuple, Self
 
 from tidegate.errors import TidegateError
 from tidegate.kernel.objects import BpfObject
-from tidegate.kernel.pins import PinDirectory
-from tidegate.kernel.xdp import GoneError, XdpAttachment
-from tidegate.model.attachment import Attachment
+from tidegate.kernel.pins import LINK, PinDirectory
+from tidegate.kernel.xdp import GoneError, XdpAttachment, refuse_foreign
 
 #: What was refused is tried again after so many seconds.
 RETRY = 30.0
@@ -57,6 +56,17 @@ def plan(present: Mapping[int, str], attached: Mapping[int, str], patterns: Sequ
     ]
     new = [Change(Step.ATTACH, i, name) for i, name in wanted.items() if i not in attached]
     return [*gone, *renamed, *new]
+
+
+class Attachment(NamedTuple):
+    """How the limiter is at an interface that matches.
+
+    ``mode`` is native or generic, None where it isn't there; ``reason`` says why it isn't native.
+    """
+
+    interface: str
+    mode: str | None
+    reason: str
 
 
 class LinkEvents:
@@ -134,14 +144,15 @@ class Interfaces:
 
     def _adopt(self) -> None:
         """Open the links that an earlier agent left, whose programs judge until they are replaced."""
-        for pin in self._pins.links():
+        for index in self._pins.interfaces():
+            pin = self._pins.at_interface(index) / LINK
             try:
-                attachment = XdpAttachment.open(pin)
+                if not pin.exists():
+                    raise GoneError(f"pinned link {pin}: there is none")
+                self._left[index] = XdpAttachment.open(pin)
             except GoneError:
-                pin.unlink(missing_ok=True)
+                self._pins.forget(index)
                 self.stale_pins += 1
-            else:
-                self._left[attachment.ifindex] = attachment
 
     def follow(self) -> list[Change]:
         """Do what events since the last call ask for, and try again what is due; return what was done."""
@@ -155,6 +166,7 @@ class Interfaces:
         present = dict(socket.if_nameindex())
         for index in [i for i in self._left if not matches(present.get(i, ""), self._patterns)]:
             self._left.pop(index).detach()
+            self._pins.forget(index)
         for index in [i for i, held in self._held.items() if held.attachment.ifindex != i]:
             self._release(index)  # deleted; one that was made again may have its index
         for index in [i for i, refused in self._refused.items() if present.get(i) != refused.name]:
@@ -177,9 +189,12 @@ class Interfaces:
             return False
         try:
             self._held[index] = self._make(index, name)
-        except GoneError:  # deleted meanwhile, of which an event tells
-            return False
         except TidegateError as error:
+            if index not in self._left:
+                self._pins.forget(index)
+            if isinstance(error, GoneError):  # deleted meanwhile, of which an event tells
+                self._left.pop(index, None)
+                return False
             self._refused[index] = _Refused(name, error, self._clock())
             return False
         self._refused.pop(index, None)
@@ -191,11 +206,14 @@ class Interfaces:
             left.detach()  # the config refuses it now
             del self._left[index]
             left = None
+        if left is None:
+            refuse_foreign(index, name)
         with contextlib.ExitStack() as undo:
             bpf = undo.enter_context(self._load(index, name))
             program = bpf.programs[_ENTRY]
             if left is None:
-                left = XdpAttachment.attach(program, index, self._pins.link(index), generic=self._generic)
+                pin = self._pins.at_interface(index) / LINK
+                left = XdpAttachment.attach(program, index, pin, generic=self._generic)
             else:
                 left.replace(program)
                 del self._left[index]
@@ -206,6 +224,7 @@ class Interfaces:
         held = self._held.pop(index)
         held.attachment.detach()
         held.bpf.close()
+        self._pins.forget(index)
 
     @property
     def objects(self) -> Mapping[str, BpfObject]:
@@ -215,21 +234,21 @@ class Interfaces:
     def attachments(self) -> list[Attachment]:
         """Say of each interface that matches how the limiter is attached, and if not, why."""
         held = [
-            Attachment(interface=held.name, mode=held.attachment.mode, reason=held.attachment.reason)
-            for held in self._held.values()
+            Attachment(held.name, held.attachment.mode, held.attachment.reason) for held in self._held.values()
         ]
         refused = [
-            Attachment(interface=refused.name, mode=None, reason=str(refused.error))
-            for refused in self._refused.values()
+            Attachment(refused.name, self._left[index].mode if index in self._left else None, str(refused.error))
+            for index, refused in self._refused.items()
         ]
-        return sorted([*held, *refused], key=lambda each: each.interface)
+        return sorted([*held, *refused], key=lambda found: found.interface)
 
     def uninstall(self) -> None:
         """Detach from all interfaces, whoever attached."""
         for index in list(self._held):
             self._release(index)
-        for attachment in self._left.values():
+        for index, attachment in self._left.items():
             attachment.detach()
+            self._pins.forget(index)
         self._left.clear()
 
     def close(self) -> None:

@@ -10,9 +10,10 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from tidegate.errors import KernelError, TidegateError, UnavailableError
+from tidegate.kernel.charge import MapShape
 from tidegate.kernel.libbpf import check, ffi, lib
 
 #: The source of a bpffs that Tidegate mounted, by which it is known again when it is to be unmounted.
@@ -104,25 +105,15 @@ class PinDirectory:
         self.close()
 
 
-class MapShape(NamedTuple):
-    """What must be equal for a program to go on with a map."""
-
-    type: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    flags: int
-
-
 class PinnedMap:
     """A map that was pinned, by its descriptor; a context manager."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
         info = ffi.new("struct tidegate_map_info *")
         check(lib.tidegate_map_info(fd, info), "pinned map: info")
         self.id = int(info.id)
-        self.shape = MapShape(info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+        self.shape = MapShape(name, info.type, info.key_size, info.value_size, info.max_entries, info.flags)
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
@@ -130,7 +121,7 @@ class PinnedMap:
         fd = lib.bpf_obj_get(os.fsencode(path))
         if fd < 0 and ffi.errno == errno.ENOENT:
             return None
-        return cls(check(fd, f"pinned map {path}"))
+        return cls(check(fd, f"pinned map {path}"), path.name)
 
     def inner(self) -> set[int]:
         """Return the ids of the maps in an array of maps."""

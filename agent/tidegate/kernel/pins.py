@@ -35,6 +35,7 @@ class PinDirectory:
     def __init__(self, path: Path = PINS) -> None:
         self.path, self.mounted = path, False
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_bpffs(path.parent):
                 _mount(path.parent)
                 self.mounted = True
@@ -48,7 +49,7 @@ class PinDirectory:
         try:
             self._claim()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def _claim(self) -> None:
@@ -89,14 +90,17 @@ class PinDirectory:
         What they held goes with them; links should be detached before, as the kernel gives them up later only.
         """
         _remove(self.path)
+        self.close()  # what is open keeps the mount
         # A dot in a name is the kernel's alone: it puts maps.debug and the like into every bpffs.
         others = [path for path in self.path.parent.iterdir() if "." not in path.name]
         if SOURCE in _sources(self.path.parent) and not others:
             lib.tidegate_unmount(os.fsencode(self.path.parent))  # busy: somebody else looks at it
 
     def close(self) -> None:
-        """Give the directory up to the next agent; what is pinned in it stays."""
-        os.close(self._fd)
+        """Give the directory up to the next agent; what is pinned in it stays. Twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +189,6 @@ def _sources(path: Path) -> list[str]:
 
 
 def _mount(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     result = lib.tidegate_mount_bpffs(SOURCE.encode(), os.fsencode(path))
     if result < 0:
         raise KernelError(f"bpffs: mount on {path}", -result)

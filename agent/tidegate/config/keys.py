@@ -236,6 +236,11 @@ class RateLimit(Section, frozen=True, kw_only=True):
         for ports, limits in self.udp.items():
             if limits.syn or limits.wide.syn:
                 raise ValueError(f"udp.{ports}.syn: expected limits of packets or bytes, as UDP has no SYN")
+        for name, networks in {"allow": [*self.allow, *self.management], "deny": self.deny}.items():
+            if len(networks) > self.max_prefixes:
+                raise ValueError(
+                    f"{name}: expected at most max_prefixes, {self.max_prefixes}, entries, found {len(networks)}"
+                )
         if self.feed.ban.at_most > self.max_bans:
             raise ValueError(
                 f"feed.ban.at_most: expected at most max_bans, {self.max_bans}, found {self.feed.ban.at_most}"

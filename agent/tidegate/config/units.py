@@ -204,16 +204,21 @@ def power_of_two(text: str) -> int:
     return number
 
 
-def network(text: str) -> str:
+def ip_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """Read ``10.0.0.0/8`` or ``fd00::/8``; a single address is a network too."""
     try:
         if "%" in text:
             raise ValueError("a network has no zone")
-        return str(ipaddress.ip_network(text))
+        return ipaddress.ip_network(text)
     except ValueError as error:
         raise ValueError(
             f"expected a network like 10.0.0.0/8 or fd00::/8, found {quoted(text)}: {error}"
         ) from error
+
+
+def network(text: str) -> str:
+    """Read a network as :func:`ip_network` does; returns the one text for it."""
+    return str(ip_network(text))
 
 
 def plain_text(text: str) -> str:

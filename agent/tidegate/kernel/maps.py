@@ -75,6 +75,17 @@ class Map:
         check(result, f"map {self.name}: look-up and delete")
         return bytes(ffi.buffer(value, self.value_size))
 
+    def per_cpu(self, key: bytes) -> list[bytes]:
+        """Read one element of a per-CPU map: the value of each possible CPU."""
+        # linux/bpf.h: each CPU's value is rounded up to 8 bytes.
+        cpus, room = check(lib.libbpf_num_possible_cpus(), "possible CPUs"), (self.value_size + 7) // 8 * 8
+        values = ffi.new("char[]", cpus * room)
+        result = lib.bpf_map_lookup_elem(self.fd, self._sized(key), values)
+        if result < 0 and ffi.errno == errno.ENOENT:
+            raise KeyError(key)
+        check(result, f"map {self.name}: look-up")
+        return [bytes(ffi.buffer(values + cpu * room, self.value_size)) for cpu in range(cpus)]
+
     def batches(self, batch: int = BATCH, *, delete: bool = False) -> Iterator[tuple[int, Any, Any]]:
         """Read the whole map in batches, with ``delete`` emptying it.
 

@@ -110,8 +110,8 @@ def test_the_session_of_a_command() -> None:
 
 
 def test_name_servers() -> None:
-    lines = ["# nameserver 1.1.1.1", "nameserver 192.0.2.53", "search example", "nameserver fe80::1%eth0", "nameserver"]
-    assert addresses_in(lines) == ["192.0.2.53", "fe80::1"]
+    text = "# nameserver 1.1.1.1\nnameserver 192.0.2.53\nsearch example\nnameserver fe80::1%eth0\nnameserver"
+    assert addresses_in(text.splitlines()) == ["192.0.2.53", "fe80::1"]
 
 
 def test_what_listens_on_loopback_alone_is_not_reachable() -> None:

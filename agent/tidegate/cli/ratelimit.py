@@ -75,7 +75,7 @@ def ban(
     reason: Annotated[str, typer.Option("--reason", help="For the audit trail.")] = "",
     socket: Socket = None,
 ) -> None:
-    """Refuse all of a source (IPv4 /32, IPv6 /64) to the ports that this node listens on; for ever without --for."""
+    """Refuse all that a source (IPv4 /32, IPv6 /64) sends to listening ports; for ever without --for."""
     found = _ask(socket, "ratelimit.ban", {"target": target, "seconds": _seconds(time_), "reason": reason})
     typer.echo(found["done"])
 
@@ -103,7 +103,7 @@ def mode(
     mode: Annotated[str | None, typer.Argument(help="off, monitor or enforce.")] = None,
     time_: For = None,
     confirm: Annotated[bool, typer.Option("--confirm", help="Keep the mode that waits to roll back.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Also where it may lock out this session, or a crowd.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Even if it may lock out this session or a crowd.")] = False,
     socket: Socket = None,
 ) -> None:
     """Change the mode; 'enforce --for 60s' rolls back by itself unless 'mode --confirm' follows."""

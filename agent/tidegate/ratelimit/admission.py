@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether it is safe to begin to enforce: nobody who asks is locked out, and no single source stands for many; pure."""
+"""Whether it is safe to begin to enforce: for whoever asks, and for crowds behind one source; pure."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def check_front(requests: Mapping[str, int]) -> None:
     if most <= total * _MOST:
         return
     raise TidegateError(
-        f"ratelimit mode enforce: {source} makes {most} of {total} connection requests, as a load balancer in front "
-        "would: limits would hit all its clients as one; allow it and limit at the balancer or in the proxy "
+        f"ratelimit mode enforce: {source} makes {most} of {total} connection requests, as a load balancer in "
+        "front would: limits would hit all its clients as one; allow it and limit at the balancer or in the proxy "
         "(docs/rate-limit.md), or --yes"
     )
 

@@ -16,8 +16,8 @@ from tidegate.errors import TidegateError
 from tidegate.kernel.layouts import RatelimitKey, RatelimitSource
 from tidegate.ratelimit.admission import check_front, check_session
 from tidegate.ratelimit.keys import Address, ban_key, network_of
-from tidegate.ratelimit.lists import allow_list, deny_list, divides, holds
 from tidegate.ratelimit.listening import Listening
+from tidegate.ratelimit.lists import allow_list, deny_list, divides, holds
 from tidegate.ratelimit.modes import Mode, Modes
 from tidegate.ratelimit.policy import Compiled, compiled
 
@@ -86,7 +86,7 @@ class Limiter:
         self.tick()
 
     def tick(self) -> None:
-        """Renew the lease, and whatever may have changed: lists first, so that enforcement never comes before them."""
+        """Renew the lease and whatever may have changed: the lists first, before anything is enforced."""
         now = self._clock()
         rolled_back = self._modes.expired(now)
         if rolled_back is not None:
@@ -154,7 +154,9 @@ class Limiter:
         self._tables.set_mode(mode, 0 if lease is None else int(lease * 1e9))
 
     def _read_lists(self, now: float) -> None:
-        self._by_hand = {network: until for network, until in self._by_hand.items() if until is None or until > now}
+        self._by_hand = {
+            network: until for network, until in self._by_hand.items() if until is None or until > now
+        }
         needed = [address for address in self._surroundings.needed() if _is_address(address)]
         changed = [self._allow.refresh([*needed, *self._by_hand]), self._deny.refresh()]
         if any(changed):

@@ -50,9 +50,7 @@ def listening() -> Listening:
 
 def reachable(sockets: Iterable[Mapping[str, Any]]) -> frozenset[int]:
     """Return the ports of those that aren't bound to loopback; ``sockets`` are rows of sock_diag."""
-    return frozenset(
-        int(row["idiag_sport"]) for row in sockets if not ip_address(row["idiag_src"]).is_loopback
-    )
+    return frozenset(int(row["idiag_sport"]) for row in sockets if not ip_address(row["idiag_src"]).is_loopback)
 
 
 def gateways() -> list[str]:

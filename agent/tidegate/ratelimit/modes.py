@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which mode is in force and for how long: the config's, or one that was asked for and rolls back by itself; pure."""
+"""Which mode is in force and for how long: the config's, or one that was asked for; pure."""
 
 from __future__ import annotations
 

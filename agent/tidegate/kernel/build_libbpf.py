@@ -57,6 +57,7 @@ int bpf_link_update(int link_fd, int new_prog_fd, const void *opts);
 int bpf_link_detach(int link_fd);
 int bpf_enable_stats(int type);
 int libbpf_num_possible_cpus(void);
+int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 
 typedef int (*ring_buffer_sample_fn)(void *ctx, void *data, size_t size);
 struct ring_buffer *ring_buffer__new(int map_fd, ring_buffer_sample_fn sample, void *ctx, const void *opts);

@@ -86,6 +86,15 @@ class Map:
         check(result, f"map {self.name}: look-up")
         return [bytes(ffi.buffer(values + cpu * room, self.value_size)) for cpu in range(cpus)]
 
+    def keys(self) -> Iterator[bytes]:
+        """Yield the keys one by one, for maps that have no batches, as tries; none may be deleted meanwhile."""
+        key, following = ffi.NULL, ffi.new("char[]", self.key_size)
+        while (result := lib.bpf_map_get_next_key(self.fd, key, following)) == 0:
+            yield bytes(ffi.buffer(following, self.key_size))
+            key, following = following, ffi.new("char[]", self.key_size)
+        if ffi.errno != errno.ENOENT:
+            check(result, f"map {self.name}: next key")
+
     def batches(self, batch: int = BATCH, *, delete: bool = False) -> Iterator[tuple[int, Any, Any]]:
         """Read the whole map in batches, with ``delete`` emptying it.
 

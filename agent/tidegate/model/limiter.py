@@ -6,13 +6,21 @@ from __future__ import annotations
 import msgspec
 
 
+class VerdictCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Packets that had one verdict for one reason, since the program was first attached."""
+
+    verdict: str
+    reason: str
+    packets: int
+    bytes: int
+
+
 class InterfaceRow(msgspec.Struct, frozen=True, kw_only=True):
     """The limiter at one interface.
 
-    ``attached`` is native or generic; None where it isn't, and ``reason`` says why. ``packets`` and ``bytes``
-    are by (verdict, reason) since the program was first attached. ``mode`` is 0 off, 1 monitor, 2 enforce, as it
-    acts now: without the agent's lease, enforcement is monitoring. ``sources`` are those in the tables of all
-    interfaces, ``requesting`` of them in that of connection requests.
+    ``attached`` is native or generic; None where it isn't, and ``reason`` says why. ``mode`` is 0 off, 1 monitor,
+    2 enforce. ``sources`` are those in the tables of all interfaces, ``requesting`` those among them that ask
+    for connections.
     """
 
     interface: str
@@ -21,8 +29,17 @@ class InterfaceRow(msgspec.Struct, frozen=True, kw_only=True):
     mode: int
     sources: int | None
     requesting: int | None
-    packets: dict[tuple[str, str], int]
-    bytes: dict[tuple[str, str], int]
+    counts: tuple[VerdictCount, ...]
+
+    @property
+    def packets(self) -> dict[tuple[str, str], int]:
+        """Packets by verdict and reason."""
+        return {(count.verdict, count.reason): count.packets for count in self.counts}
+
+    @property
+    def bytes(self) -> dict[tuple[str, str], int]:
+        """Bytes by verdict and reason."""
+        return {(count.verdict, count.reason): count.bytes for count in self.counts}
 
 
 class Limiter(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ TABLE = Table(
             metric="ratelimit_mode",
             kind=Kind.GAUGE,
             unit="mode",
-            help="0 off, 1 monitor, 2 enforce, as it acts: enforcement whose lease is over is monitoring.",
+            help="0 off, 1 monitor, 2 enforce.",
         ),
     ),
 )

@@ -70,6 +70,7 @@ class Limiter:
         self._modes = Modes(Mode[config.mode.upper()], persist=config.persist)
         self._allow, self._deny = allow_list(config), deny_list(config)
         self._by_hand: dict[str, float | None] = {}
+        self._needed: list[str] = []
         self._in_force: Compiled | None = None
         self._looked_at = self._read_at = float("-inf")
         self._complaints: list[str] = []
@@ -93,6 +94,7 @@ class Limiter:
             log.warning("rate limit: %s was not confirmed, back to %s", rolled_back.word, self._modes.mode.word)
         if now - self._read_at >= _READS:
             self._read_at = now
+            self._needed = [address for address in self._surroundings.needed() if _is_address(address)]
             self._read_lists(now)
         if now - self._looked_at >= _LOOKS:
             self._looked_at = now
@@ -103,6 +105,21 @@ class Limiter:
     def mode(self) -> Mode:
         """The mode that is in force."""
         return self._modes.mode
+
+    @property
+    def until(self) -> float | None:
+        """When the mode rolls back; None where it stays."""
+        return self._modes.until
+
+    @property
+    def allowed(self) -> int:
+        """How many prefixes are never limited."""
+        return len(self._allow.prefixes)
+
+    @property
+    def denied(self) -> int:
+        """How many prefixes are always refused."""
+        return len(self._deny.prefixes)
 
     def ask(self, mode: Mode, seconds: float | None, *, session: str | None, yes: bool) -> None:
         """Change the mode; to enforce is refused where it may lock out who asks, or a crowd, unless ``yes``."""
@@ -157,8 +174,7 @@ class Limiter:
         self._by_hand = {
             network: until for network, until in self._by_hand.items() if until is None or until > now
         }
-        needed = [address for address in self._surroundings.needed() if _is_address(address)]
-        changed = [self._allow.refresh([*needed, *self._by_hand]), self._deny.refresh()]
+        changed = [self._allow.refresh([*self._needed, *self._by_hand]), self._deny.refresh()]
         if any(changed):
             allowed, denied = self._allow.prefixes, self._deny.prefixes
             self._tables.set_lists(allowed, denied, divides=divides(allowed | denied))

@@ -25,7 +25,7 @@ from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
 from tidegate.model.snapshot import Ticks, View
-from tidegate.ratelimit import fields
+from tidegate.ratelimit import METHODS, fields
 from tidegate.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Agent:
             server = ControlServer(
                 socket,
                 version=__version__,
-                methods=self._limiter.methods() if self._limiter else {},
+                methods=self._limiter.methods() if self._limiter else dict.fromkeys(METHODS, _no_limiter),
                 max_clients=config.control.max_clients,
                 queue=config.control.queue,
             )
@@ -194,6 +194,10 @@ def limiter_of(config: Config) -> RunningLimiter | None:
     except TidegateError as error:
         log.warning("rate limit: what an earlier agent left stays: %s", error)
     return None
+
+
+def _no_limiter(_: object) -> None:
+    raise TidegateError("no limiter runs in this agent: rate_limit.interfaces of its config names none")
 
 
 def limits_of(config: Config) -> tuple[int, int, float]:

@@ -78,6 +78,11 @@ class LimiterMaps:
         """What is in force."""
         return RatelimitState._make(RATELIMIT_STATE.unpack(self._state_map[_ZERO]))
 
+    def policies(self) -> bytes:
+        """Return the policies that are in force, also those of an earlier agent."""
+        first, table = (self.state.slot & 1) * _NUMBERS, self._maps["ratelimit_policies"]
+        return b"".join(table[_number(first + n)] for n in range(_NUMBERS))
+
     def put_in_force(self, policies: bytes, ports: bytes, *, anew: bool) -> None:
         """Let packets be judged by this set from one moment on; ``anew``: with fresh buckets.
 

@@ -30,6 +30,9 @@ _LOOKS, _READS = 2.0, 5.0
 class Tables(Protocol):
     """The kernel's side, as :class:`tidegate.kernel.limiter.LimiterMaps` gives it."""
 
+    def policies(self) -> bytes:
+        """Return the policies that are in force."""
+
     def put_in_force(self, policies: bytes, ports: bytes, *, anew: bool) -> None:
         """Let packets be judged by this set; ``anew``: with fresh buckets."""
 
@@ -124,6 +127,7 @@ class Limiter:
     def ask(self, mode: Mode, seconds: float | None, *, session: str | None, yes: bool) -> None:
         """Change the mode; to enforce is refused where it may lock out who asks, or a crowd, unless ``yes``."""
         now = self._clock()
+        self._modes.check(mode, seconds)
         if mode is Mode.ENFORCE and not yes:
             check_session(session, self.is_allowed)
             check_front(self._requests())
@@ -192,10 +196,9 @@ class Limiter:
             return
         found = compiled(self._config, listening.tcp, listening.udp)
         before, self._in_force = self._in_force, found
-        if before is None or found != before:
-            self._tables.put_in_force(
-                found.policies, found.ports, anew=before is None or found.policies != before.policies
-            )
+        if found != before:
+            # An earlier agent's buckets are gone on with where its policies were the same.
+            self._tables.put_in_force(found.policies, found.ports, anew=found.policies != self._tables.policies())
 
     def _requests(self) -> dict[str, int]:
         return {str(network_of(key)): source.packets for key, source in self._tables.requesting() if not key.width}

@@ -52,12 +52,16 @@ class Modes:
 
         To enforce, a time is needed, or that the config does: it rolls back unless :meth:`confirm` follows.
         """
+        self.check(mode, seconds)
+        self._asked, self._until = mode, None if seconds is None else now + seconds
+
+    def check(self, mode: Mode, seconds: float | None) -> None:
+        """Raise UsageError for what :meth:`ask` refuses."""
         if seconds is None and mode is Mode.ENFORCE and self._configured is not Mode.ENFORCE:
             raise UsageError(
                 "ratelimit mode enforce: expected --for SECONDS, after which it rolls back unless confirmed, as "
                 "the config doesn't enforce; found none: try 'tidegate ratelimit mode enforce --for 60s'"
             )
-        self._asked, self._until = mode, None if seconds is None else now + seconds
 
     def confirm(self, now: float) -> Mode:
         """Keep what was asked for with a deadline."""

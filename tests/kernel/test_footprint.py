@@ -18,8 +18,9 @@ from tidegate.footprint import footprint
 from tidegate.identity.cgroups import CgroupWatch
 from tidegate.kernel.charge import charge
 from tidegate.kernel.maps import Map
-from tidegate.kernel.objects import BpfObject, possible_cpus
+from tidegate.kernel.objects import BpfObject, map_health, possible_cpus
 from tidegate.ratelimit import policy
+from tidegate.ratelimit.lists import keys_of
 from tidegate.signals import disk, tcp
 from tidegate.signals.oom import OomSignal
 from tidegate.signals.ports import PortsSignal
@@ -156,3 +157,14 @@ def test_without_interfaces_and_disks_there_are_no_maps_of_them() -> None:
     assert "ratelimit" not in maps
     without = footprint(parse(b"signals: {disk: {enabled: false}}", "f"), 2)
     assert not any(row.map.startswith("disk") for row in without)
+
+
+def test_tries_show_how_full_they_are() -> None:
+    with BpfObject.named("ratelimit").load() as limiter:
+        allowed = limiter.maps["ratelimit_allowed"]
+        assert (allowed.entries(), allowed.memory()) == (0, 0)
+        for key in {key for network in ("10.0.0.0/8", "2001:db8::/32", "::/0") for key in keys_of(network)}:
+            allowed[key] = bytes(8)
+        assert allowed.entries() == 98
+        assert map_health(limiter)["ratelimit_allowed"].limit == allowed.max_entries
+        assert allowed.memory() == memlock(allowed) > 0

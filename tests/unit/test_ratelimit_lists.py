@@ -89,8 +89,10 @@ def test_ipv6_networks_say_nothing_of_ipv4(network: str) -> None:
     assert missing == 1 << 32
 
 
+# Of few bits, so that networks hold some of them.
 addresses = st.one_of(
-    st.ip_addresses(v=4), st.ip_addresses(v=6), st.integers(0, 1 << 24).map(lambda n: ip_address(n << 104))
+    st.integers(0, 255).map(lambda n: ip_address(n << 24 | n)),
+    st.integers(1, 255).map(lambda n: ip_address(n << 120 | n << 56 | n)),
 )
 
 
@@ -101,8 +103,6 @@ def test_holds_what_ipaddress_holds(address: object, drawn: list[tuple[object, i
         ip_network(f"{of}/{min(length, ip_address(str(of)).max_prefixlen)}", strict=False) for of, length in drawn
     ]
     wanted = ip_address(str(address))
-    if wanted.version == 6 and wanted in ip_network("::ffff:0:0/96"):
-        return
     assert holds(keys(*map(str, networks)), wanted) == any(wanted in network for network in networks)
 
 

@@ -69,13 +69,13 @@ def memlock(of: Map) -> int:
 
 @pytest.fixture
 def started() -> Iterator[dict[str, BpfObject]]:
-    """What the agent loads for CONFIG, in its own ways."""
+    """What the agent loads for CONFIG, in its own ways; not attached where hashes would fill."""
     signals = CONFIG.signals
     with ExitStack() as stack:
         cgroups = stack.enter_context(closing(CgroupWatch.start([1])))
         kills = stack.enter_context(closing(OomSignal.start()))
-        connections = tcp.TcpSignal.start(signals.tcp.max_rows, signals.tcp.max_sockets, signals.ports.max_rows)
-        stack.enter_context(closing(connections))
+        loaded, _ = tcp.load(signals.tcp.max_rows, signals.tcp.max_sockets, signals.ports.max_rows)
+        connections = stack.enter_context(closing(tcp.TcpSignal(loaded)))
         held = stack.enter_context(closing(PortsSignal.start(signals.ports.max_rows, connections)))
         devices, _ = disk.load(signals.disk.max_rows, signals.disk.max_requests)
         stack.enter_context(devices)
@@ -97,8 +97,8 @@ def test_maps_take_from_the_start_what_is_foretold(started: dict[str, BpfObject]
     for bpf in started.values():
         for shape in bpf.shapes():
             foretold, found = charge(shape, cpus).bytes, memlock(bpf.maps[shape.name])
-            used = 0.1 * found + 256  # for a hash in use already, and a struct that another kernel has larger
-            assert abs(foretold - found) <= used, shape
+            # Of a map of one entry, the kernel's own struct is the most, which differs between kernels.
+            assert abs(foretold - found) <= max(0.1 * found, 128), shape
     rows = footprint(CONFIG, cpus)
     shapes = [shape for bpf in started.values() for shape in bpf.shapes()]
     assert sorted((row.map.split(": ")[-1], row.entries) for row in rows) == sorted(

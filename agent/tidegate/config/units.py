@@ -116,7 +116,8 @@ def byte_rate_text(per_second: float) -> str:
     for unit, seconds in _RATE_UNITS.items():
         number = round(per_second * seconds)
         if float(Decimal(number) / seconds) == per_second:
-            return f"{size_text(number)}/{unit}"
+            size = size_text(number)
+            return f"{size}B/{unit}" if size.isdigit() else f"{size}/{unit}"
     return f"{Decimal(repr(float(per_second))):f}B/s"
 
 
@@ -131,7 +132,8 @@ def size(text: str) -> int:
 
 def size_text(count: int) -> str:
     """Write bytes in the largest unit that takes a whole number."""
-    unit, length = next((u, n) for u, n in _SIZE_UNITS.items() if n == 1 or (count and count % n == 0))
+    whole = [(unit, n) for unit, n in _SIZE_UNITS.items() if n == 1 or (count and count % n == 0)]
+    unit, length = max(whole, key=lambda of: of[1])
     return str(count) if length == 1 else f"{count // length}{unit}"
 
 

@@ -16,7 +16,8 @@ from tidegate.kernel.libbpf import check, check_pointer, ffi, lib, start_log
 
 BATCH = 4096
 ANY, NOEXIST, EXIST = 0, 1, 2
-_HASHES = (1, 5, 9, 10)  # enum bpf_map_type: hash, per-CPU hash, LRU hash, per-CPU LRU hash
+# enum bpf_map_type: hash, per-CPU hash, LRU hash, per-CPU LRU hash, trie
+_KEYED = (1, 5, 9, 10, 11)
 #: Makes buffers of megabytes without writing zeros into pages that a small read never touches.
 _unset = ffi.new_allocator(should_clear_after_alloc=False)
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
@@ -34,9 +35,9 @@ class Map:
         self.key_size: int = lib.bpf_map__key_size(pointer)
         self.value_size: int = lib.bpf_map__value_size(pointer)
         self.max_entries: int = lib.bpf_map__max_entries(pointer)
-        self.is_hash: bool = lib.bpf_map__type(pointer) in _HASHES
+        self.is_keyed: bool = lib.bpf_map__type(pointer) in _KEYED
         self._pointer = pointer
-        self._grows = self.is_hash and bool(lib.bpf_map__map_flags(pointer) & _NO_PREALLOC)
+        self._grows = self.is_keyed and bool(lib.bpf_map__map_flags(pointer) & _NO_PREALLOC)
         self._fdinfo: int | None = None
         self._memory: int | None = None
         self._empty: int | None = None
@@ -153,8 +154,9 @@ class Map:
     def weigh_entry(self) -> None:
         """Learn what the kernel charges for an entry; to be called before any program can use the map.
 
-        Makes :meth:`entries` a division. Only of a hash whose entries are allocated one by one, since Linux 6.4
-        (304849a27b34 "bpf: hashtab memory usage"); before that the charge is a guess from ``max_entries``.
+        Makes :meth:`entries` a division. Only of a hash or trie whose entries are allocated one by one, since
+        Linux 6.4 (304849a27b34 "bpf: hashtab memory usage"); before that the charge is a guess from
+        ``max_entries``.
         """
         if not self._grows or lib.bpf_map__is_pinned(self._pointer):
             return
@@ -166,7 +168,7 @@ class Map:
             self._empty, self._entry = empty, one - empty
 
     def entries(self) -> int | None:
-        """Return how many entries a hash has that allocates them one by one; None for every other map.
+        """Return how many entries a hash or trie has that allocates them one by one; None for every other map.
 
         From the bytes charged, which the kernel computes from its own exact count. Where it doesn't, entries are
         counted one by one (15 ms for 60,000), and again only after 10 s.

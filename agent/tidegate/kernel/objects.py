@@ -326,7 +326,7 @@ def possible_cpus() -> int:
 def map_health(bpf: BpfObject) -> dict[str, MapHealth]:
     """Return how full an object's own maps are; the limit only where it counts entries that come and go."""
     return {
-        name: MapHealth(entries=m.entries(), limit=m.max_entries if m.is_hash else None, bytes=m.memory())
+        name: MapHealth(entries=m.entries(), limit=m.max_entries if m.is_keyed else None, bytes=m.memory())
         for name, m in bpf.maps.items()
         if "." not in name  # libbpf's data sections
     }

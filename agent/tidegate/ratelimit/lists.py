@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import ipaddress
 import os
 import stat
@@ -62,7 +63,7 @@ def read(text: bytes, name: str, most: int) -> tuple[Prefixes, list[str]]:
     """Read a network a line, with comments after ``#``; returns them and complaints as ``NAME:LINE: message``."""
     keys: set[bytes] = set()
     complaints: list[str] = []
-    for number, line in enumerate(text.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+    for number, line in enumerate(io.BytesIO(text.removeprefix(codecs.BOM_UTF8)), 1):
         entry = line.partition(b"#")[0].strip()
         if not entry:
             continue
@@ -94,7 +95,7 @@ class ListFile:
                 self._read()
         except OSError as error:
             self._seen, self.complaints = None, [f"{self._path}: can't be read: {error.strerror}"]
-        return self.prefixes != before
+        return self.prefixes is not before
 
     def _read(self) -> None:
         # Without waiting: the path may lead to a pipe that nobody writes.
@@ -110,7 +111,7 @@ class ListFile:
             self.complaints = [f"{self._path}: expected at most {size_text(_LARGEST)}, found more"]
         else:
             prefixes, self.complaints = read(text, self._path, self._most)
-            if not self.complaints:
+            if not self.complaints and prefixes != self.prefixes:
                 self.prefixes = prefixes
 
 
@@ -143,8 +144,9 @@ class AddressList:
         if now == self._further and not any(changed):
             return False
         self._further = now
-        parts = [self._own, *(file.prefixes for file in self._files)]
-        found = frozenset(key for network in now for key in keys_of(network)).union(*parts)
+        needed = frozenset(key for network in now for key in keys_of(network))
+        parts = [part for part in (self._own, needed, *(file.prefixes for file in self._files)) if part]
+        found = parts[0] if len(parts) == 1 else frozenset().union(*parts)  # one long file is kept once
         if len(found) > self._most:
             wanted = f"expected at most {self._most} networks with those of files (max_prefixes)"
             self._excess = [f"rate_limit.{self._name}: {wanted}, found {len(found)}; the list stays as it was"]

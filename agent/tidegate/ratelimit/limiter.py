@@ -129,6 +129,11 @@ class Limiter:
         now = self._clock()
         self._modes.check(mode, seconds)
         if mode is Mode.ENFORCE and not yes:
+            if self._allow.complaints:
+                raise TidegateError(
+                    f"ratelimit mode enforce: the allow list isn't whole: {self._allow.complaints[0]}; mend it, "
+                    "or --yes"
+                )
             check_session(session, self.is_allowed)
             check_front(self._requests())
         self._modes.ask(mode, now, seconds)

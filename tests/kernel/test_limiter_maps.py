@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
 import pytest
@@ -148,3 +150,36 @@ def test_another_policy_begins_with_fresh_buckets_and_other_ports_do_not(rig: Ri
     for _ in range(300):  # more than there are generations
         rig.policy(one)
         assert [rig.judge(syn())[0] for _ in range(2)] == ["pass", "drop"]
+
+
+def test_a_thousand_swaps_under_load_leave_no_packet_unjudged() -> None:
+    policies = [Limits(packets=Bucket(rate=rate, burst=10**6)) for rate in (10**6, 2 * 10**6)]
+    made = [
+        compiled(RateLimit(default=limits), {443, other}, ())
+        for limits, other in zip(policies, (80, 81), strict=True)
+    ]
+    with BpfObject.named("ratelimit") as bpf:
+        bpf.resize(_SIZES)
+        bpf.load()
+        maps = LimiterMaps(bpf, 1)
+        maps.put_in_force(made[0].policies, made[0].ports, anew=True)
+        maps.set_mode(RatelimitMode.ENFORCE, 0)
+        frame, sent, stop = bytes(data()), 0, threading.Event()
+
+        def load() -> int:
+            runs = 0
+            while not stop.is_set():
+                bpf.programs["ratelimit"].test_run(frame, repeat=1000)
+                runs += 1000
+            return runs
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(load)
+            for n in range(1000):
+                maps.put_in_force(made[n % 2].policies, made[n % 2].ports, anew=True)
+            stop.set()
+            sent = running.result()
+        found = {key: count.packets for key, count in counts(bpf).items()}
+        assert sent > 10_000
+        assert sum(found.values()) == sent
+        assert set(found) <= {("pass", "within"), ("drop", "packets")}

@@ -15,6 +15,7 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.advisor import Advisor
+from tidegate.audit import Audit
 from tidegate.config import Config, load
 from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
@@ -25,6 +26,7 @@ from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
 from tidegate.model.snapshot import Ticks, View
+from tidegate.privacy import Addresses
 from tidegate.ratelimit import METHODS, fields
 from tidegate.schedule import Schedule
 
@@ -188,7 +190,12 @@ def limiter_of(config: Config) -> RunningLimiter | None:
     from tidegate.ratelimit.running import RunningLimiter, remove_leftovers  # noqa: PLC0415
 
     if config.rate_limit.interfaces:
-        return RunningLimiter(config.rate_limit)
+        audit = config.audit
+        return RunningLimiter(
+            config.rate_limit,
+            Addresses(config.privacy.client_addresses),
+            Audit(Path(audit.file), max_size=audit.max_size, files=audit.files, retention=audit.retention),
+        )
     try:
         remove_leftovers()
     except TidegateError as error:
@@ -196,7 +203,7 @@ def limiter_of(config: Config) -> RunningLimiter | None:
     return None
 
 
-def _no_limiter(_: object) -> None:
+def _no_limiter(_params: object, _peer: object) -> None:
     raise TidegateError("no limiter runs in this agent: rate_limit.interfaces of its config names none")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lab.gateway import Nginx
 from lab.lab import Host, Lab, Service
 from lab.network import enter
 from lab.results import ABORTED, OK, Plan, Step
@@ -29,6 +31,16 @@ GATEWAY, PORT = "10.0.0.16", 80
 #: Five connects pass, and no more within the test.
 POLICY = "interfaces: [eth0], default: {syn: {rate: 1/m, burst: 4}}"
 _SCRAPE = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+#: Requests one after the other over one connection, until it is cut off.
+_CALLS = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=1)
+for _ in range(int(sys.argv[2])):
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status, flush=True)
+"""
 
 
 class GatewayAgent(RunningAgent):
@@ -36,7 +48,8 @@ class GatewayAgent(RunningAgent):
 
     def __init__(self, host: Host, directory: Path, rate_limit: str) -> None:
         self._namespace = host.namespace
-        extra = f"rate_limit: {{{rate_limit}}}\n"
+        self.audit = directory / "audit.jsonl"
+        extra = f"rate_limit: {{{rate_limit}}}\naudit: {{file: {self.audit}}}\n"
         super().__init__(directory, 19470, extra=extra, under=enter(host.namespace, []))
 
     def metrics(self, port: int | None = None) -> str:
@@ -60,6 +73,11 @@ class GatewayAgent(RunningAgent):
         """Return what ``ratelimit status --json`` prints."""
         found: dict[str, Any] = json.loads(self.ratelimit("status", "--json"))
         return found
+
+    def audited(self) -> list[tuple[str, str | None, str]]:
+        """Return action, subject and by whom of each record of the audit trail."""
+        records = [json.loads(line) for line in self.audit.read_text(encoding="utf-8").splitlines()]
+        return [(record["action"], record["subject"], record["by"]["name"]) for record in records]
 
     def counted(self, verdict: str, reason: str) -> int:
         """Return the packets with this verdict and reason at the only interface."""
@@ -99,6 +117,13 @@ def connects(client: Service, count: int) -> dict[str, int]:
     return client.generate(plan).of(f"{GATEWAY}:{PORT}").outcomes
 
 
+def reaches(client: Host) -> bool:
+    """Tell whether a host can connect to the gateway."""
+    code = "import socket, sys; socket.create_connection((sys.argv[1], 80), timeout=0.5)"
+    argv = enter(client.namespace, [sys.executable, "-c", code, GATEWAY])
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
 def test_monitor_drops_nothing_and_enforcement_rolls_back(lab: Lab, gateway: Host, tmp_path: Path) -> None:
     client, friend = lab.host("client", 17).service("client"), lab.host("friend", 18).service("friend")
     with GatewayAgent(gateway, tmp_path, POLICY) as agent:
@@ -132,7 +157,10 @@ def test_bans_and_their_end(lab: Lab, gateway: Host, tmp_path: Path) -> None:
     policy = "interfaces: [eth0], mode: enforce, default: {syn: {rate: 1000/s, burst: 1000}}"
     with GatewayAgent(gateway, tmp_path, policy) as agent:
         wait_until(lambda: bool(connects(client, 1)) and agent.counted("pass", "within") > 0, "port 80 judged")
-        assert "is banned" in agent.ratelimit("ban", "10.0.0.17")
+        (heaviest,) = json.loads(agent.ratelimit("top", "--json"))
+        assert (heaviest["source"], heaviest["refused"]) == ("10.0.0.0/24", 0)
+        assert heaviest["packets"] >= 1
+        assert "10.0.0.0/24 is banned" in agent.ratelimit("ban", heaviest["handle"])
         assert connects(client, 2) == {ABORTED: 2}
         assert "not banned any more" in agent.ratelimit("unban", "10.0.0.17")
         assert connects(client, 2) == {OK: 2}
@@ -140,6 +168,41 @@ def test_bans_and_their_end(lab: Lab, gateway: Host, tmp_path: Path) -> None:
         agent.ratelimit("ban", "10.0.0.17", "--for", "2s")
         assert connects(client, 1) == {ABORTED: 1}
         wait_until(lambda: connects(client, 1) == {OK: 1}, "let in again")
+        me = getpass.getuser()
+        assert agent.audited() == [(action, "10.0.0.0/24", me) for action in ("ban", "unban", "ban")]
+        assert "10.0.0.17" not in agent.audit.read_text(encoding="utf-8")
+
+
+def test_what_nginx_refuses_again_and_again_is_banned_at_the_card(lab: Lab, tmp_path: Path) -> None:
+    """nginx refuses requests within one connection, which no limit of connections or packets would see."""
+    host = lab.host("gateway", 16)
+    feed = tmp_path / "nginx.sock"
+    servers = (
+        "limit_req_zone $binary_remote_addr zone=one:1m rate=10r/s; "
+        f"error_log syslog:server=unix:{feed},nohostname warn; "
+        f"server {{ listen {PORT}; keepalive_requests 1000; "
+        "location / { limit_req zone=one burst=20 nodelay; try_files /none =404; } }"
+    )
+    client, friend = lab.host("client", 17), lab.host("friend", 18)
+    policy = (
+        "interfaces: [eth0], mode: enforce, default: {packets: {rate: 10000/s, burst: 10000}}, "
+        f"feed: {{listen: {feed}, limited: {{count: 10, within: 10s}}, ban: {{duration: 3s}}}}"
+    )
+    with GatewayAgent(host, tmp_path, policy) as agent:
+        nginx = Nginx(host, "gateway", servers)
+        wait_until(lambda: reaches(client) and agent.counted("pass", "within") > 0, "port 80 judged")
+        over_one = subprocess.run(
+            enter(client.namespace, [sys.executable, "-c", _CALLS, GATEWAY, "40"]),
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+        statuses = over_one.stdout.split()
+        assert statuses.count("503") >= 10, over_one
+        wait_until(lambda: not reaches(client), "banned", 3)
+        assert reaches(friend)
+        wait_until(lambda: reaches(client), "let in again")
+        wait_until(lambda: len(agent.audited()) == 2, "both on the record")
+        assert agent.audited() == [("ban", "10.0.0.0/24", "agent"), ("unban", "10.0.0.0/24", "agent")]
+        assert nginx.unit
 
 
 def test_a_killed_agent_judges_on_and_drops_nothing_once_its_lease_is_over(

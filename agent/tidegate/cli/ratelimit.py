@@ -59,12 +59,11 @@ def top(
     if json:
         typer.echo(msgspec.json.encode(found).decode())
         return
-    typer.echo(f"{'HANDLE':<12} {'SOURCE':<24} {'POLICY':<10} {'PACKETS':>12} {'REFUSED':>12} {'LOSES':>6}")
+    typer.echo(f"{'HANDLE':<12} {'SOURCE':<24} {'PACKETS':>12} {'REFUSED':>12} {'LOSES':>6}")
     for row in found:
         share = row["refused"] / row["packets"] if row["packets"] else 0.0
         typer.echo(
-            f"{row['handle']:<12} {row['source']:<24} {row['policy']:<10} {row['packets']:>12} "
-            f"{row['refused']:>12} {share:>6.1%}"
+            f"{row['handle']:<12} {row['source']:<24} {row['packets']:>12} {row['refused']:>12} {share:>6.1%}"
         )
 
 

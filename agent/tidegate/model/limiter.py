@@ -67,8 +67,5 @@ class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
 
     handle: str
     source: str
-    policy: str
     packets: int
-    packet_rate: float | None
     refused: int
-    refused_rate: float | None

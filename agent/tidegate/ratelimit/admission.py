@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from tidegate.errors import TidegateError
 
@@ -13,6 +13,7 @@ _REQUESTS = 20
 _MOST = 0.5
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 
 def check_session(session: str | None, is_allowed: Callable[[Address], bool]) -> None:
@@ -36,10 +37,10 @@ def check_session(session: str | None, is_allowed: Callable[[Address], bool]) ->
     )
 
 
-def check_front(requests: Mapping[str, int]) -> None:
+def check_front(requests: Mapping[Network, int], shown: Callable[[Network], str] = str) -> None:
     """Refuse where one source makes more than half of all connection requests: a load balancer, for whole crowds.
 
-    ``requests`` are SYNs by source as it may be shown.
+    ``requests`` are SYNs by source, ``shown`` says how one may be named.
     """
     total = sum(requests.values())
     if total < _REQUESTS:
@@ -48,8 +49,8 @@ def check_front(requests: Mapping[str, int]) -> None:
     if most <= total * _MOST:
         return
     raise TidegateError(
-        f"ratelimit mode enforce: {source} makes {most} of {total} connection requests, as a load balancer in "
-        "front would: limits would hit all its clients as one; allow it and limit at the balancer or in the proxy "
+        f"ratelimit mode enforce: {shown(source)} makes {most} of {total} connection requests, as a load balancer "
+        "in front would: limits would hit all its clients as one; allow it and limit there or in the proxy "
         "(docs/rate-limit.md), or --yes"
     )
 

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 from tidegate.config.keys import RateLimit
 from tidegate.config.units import ip_network
 from tidegate.errors import TidegateError
-from tidegate.kernel.layouts import RatelimitKey, RatelimitSource
+from tidegate.kernel.layouts import RatelimitKey, RatelimitSource, RatelimitWidth
 from tidegate.ratelimit.admission import check_front, check_session
-from tidegate.ratelimit.keys import Address, ban_key, network_of
+from tidegate.ratelimit.keys import Address, Network, ban_key, network_of
 from tidegate.ratelimit.listening import Listening
 from tidegate.ratelimit.lists import allow_list, deny_list, divides, holds
 from tidegate.ratelimit.modes import Mode, Modes
@@ -47,6 +47,9 @@ class Tables(Protocol):
 
     def unban(self, key: bytes) -> bool:
         """End a ban; false if there is none."""
+
+    def sources(self) -> Iterable[tuple[RatelimitKey, RatelimitSource]]:
+        """Yield the sources of all other packets."""
 
     def requesting(self) -> Iterable[tuple[RatelimitKey, RatelimitSource]]:
         """Yield the sources that ask for connections."""
@@ -124,8 +127,19 @@ class Limiter:
         """How many prefixes are always refused."""
         return len(self._deny.prefixes)
 
-    def ask(self, mode: Mode, seconds: float | None, *, session: str | None, yes: bool) -> None:
-        """Change the mode; to enforce is refused where it may lock out who asks, or a crowd, unless ``yes``."""
+    def ask(
+        self,
+        mode: Mode,
+        seconds: float | None,
+        *,
+        session: str | None,
+        yes: bool,
+        shown: Callable[[Network], str] = str,
+    ) -> None:
+        """Change the mode; to enforce is refused where it may lock out who asks, or a crowd, unless ``yes``.
+
+        ``shown`` says how a source may be named.
+        """
         now = self._clock()
         self._modes.check(mode, seconds)
         if mode is Mode.ENFORCE and not yes:
@@ -135,7 +149,7 @@ class Limiter:
                     "or --yes"
                 )
             check_session(session, self.is_allowed)
-            check_front(self._requests())
+            check_front(self._requests(), shown)
         self._modes.ask(mode, now, seconds)
         self._renew(now)
 
@@ -156,6 +170,15 @@ class Limiter:
         """End a ban."""
         if not self._tables.unban(ban_key(address)):
             raise TidegateError(f"ratelimit unban: expected a ban of {address}, found none")
+
+    def expire_ban(self, address: Address) -> None:
+        """Remove a ban that has ended by itself, if it is there still."""
+        self._tables.unban(ban_key(address))
+
+    def entries(self) -> Iterable[tuple[RatelimitKey, RatelimitSource]]:
+        """Yield all buckets."""
+        yield from self._tables.requesting()
+        yield from self._tables.sources()
 
     def allow(self, network: str, seconds: float | None) -> None:
         """Never limit a network from now on; raises TidegateError for a text that is none."""
@@ -205,8 +228,13 @@ class Limiter:
             # An earlier agent's buckets are gone on with where its policies were the same.
             self._tables.put_in_force(found.policies, found.ports, anew=found.policies != self._tables.policies())
 
-    def _requests(self) -> dict[str, int]:
-        return {str(network_of(key)): source.packets for key, source in self._tables.requesting() if not key.width}
+    def _requests(self) -> dict[Network, int]:
+        found: dict[Network, int] = {}
+        for key, source in self._tables.requesting():
+            if key.width == RatelimitWidth.NARROW:
+                network = network_of(key)
+                found[network] = found.get(network, 0) + source.packets
+        return found
 
 
 def _is_address(text: str) -> bool:

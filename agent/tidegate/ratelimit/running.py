@@ -6,32 +6,32 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from tidegate.audit import Audit
 from tidegate.config.keys import RateLimit
-from tidegate.errors import UsageError
 from tidegate.kernel.limiter import SHARED, LimiterMaps, counts, notes
 from tidegate.kernel.objects import BpfObject, possible_cpus
 from tidegate.kernel.pins import PINS, PinDirectory
 from tidegate.model.limiter import InterfaceRow, VerdictCount
 from tidegate.model.limiter import Limiter as LimiterView
+from tidegate.privacy import Addresses
 from tidegate.ratelimit import listening
+from tidegate.ratelimit.feeding import Feeding
 from tidegate.ratelimit.interfaces import Interfaces
-from tidegate.ratelimit.keys import address_of
 from tidegate.ratelimit.limiter import Limiter, Surroundings
 from tidegate.ratelimit.modes import Mode
 from tidegate.ratelimit.policy import sizes
+from tidegate.ratelimit.requests import Params, Peer, Requests
 
 #: Maps that each interface has for itself.
 _OWN = ("ratelimit_counts", "ratelimit_notes")
 #: Sources are counted again after so many seconds: 100,000 take 30 ms.
 _COUNTED = 30.0
-
-Params = Mapping[str, Any]
 
 
 class RunningLimiter:
@@ -43,11 +43,13 @@ class RunningLimiter:
     def __init__(
         self,
         config: RateLimit,
+        addresses: Addresses,
+        audit: Audit,
         pins: Path = PINS,
         surroundings: Surroundings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._clock = config, clock
+        self._config, self._clock, self._audit = config, clock, audit
         self._lock = threading.Lock()
         self._sources: tuple[float, int, int] | None = None
         with contextlib.ExitStack() as stack:
@@ -64,6 +66,10 @@ class RunningLimiter:
                     config.interfaces, self._pins, self._load, generic=config.generic == "allow", clock=clock
                 )
             )
+            self._requests = Requests(self._limiter, self._view, addresses, audit)
+            self._feeding = Feeding(config.feed, self._limiter, addresses, audit) if config.feed.listen else None
+            if self._feeding is not None:
+                stack.callback(self._feeding.close)
             self._open = stack.pop_all()
 
     def _object(self) -> BpfObject:
@@ -82,6 +88,9 @@ class RunningLimiter:
         with self._lock:
             self._interfaces.follow()
             self._limiter.tick()
+            if self._feeding is not None:
+                self._feeding.tick(self._clock())
+            self._audit.tidy()
             return self._view()
 
     def configure(self, config: RateLimit) -> None:
@@ -91,15 +100,16 @@ class RunningLimiter:
             self._config = msgspec.structs.replace(config, **kept)
             self._limiter.configure(self._config)
 
-    def methods(self) -> dict[str, Callable[[Params], Any]]:
+    def methods(self) -> dict[str, Callable[[Params, Peer], Any]]:
         """Return what the control socket offers."""
-        return {
-            "ratelimit.status": self._status,
-            "ratelimit.ban": self._ban,
-            "ratelimit.unban": self._unban,
-            "ratelimit.allow": self._allow,
-            "ratelimit.mode": self._mode,
-        }
+        return {name: self._in_turn(method) for name, method in self._requests.methods().items()}
+
+    def _in_turn(self, method: Callable[[Params, Peer], Any]) -> Callable[[Params, Peer], Any]:
+        def asked(params: Params, peer: Peer) -> Any:
+            with self._lock:
+                return method(params, peer)
+
+        return asked
 
     def uninstall(self) -> None:
         """Detach from all interfaces and remove all pins."""
@@ -159,43 +169,6 @@ class RunningLimiter:
             self._sources = now, sum(1 for _ in self._maps.sources()), sum(1 for _ in self._maps.requesting())
         return self._sources[1:]
 
-    def _status(self, _: Params) -> Any:
-        with self._lock:
-            return self._view()
-
-    def _ban(self, params: Params) -> Any:
-        address, seconds = address_of(str(params.get("target"))), _seconds(params)
-        with self._lock:
-            self._limiter.ban(address, seconds)
-        return {"done": f"{address} is banned" + ("" if seconds is None else f" for {seconds:g} s")}
-
-    def _unban(self, params: Params) -> Any:
-        address = address_of(str(params.get("target")))
-        with self._lock:
-            self._limiter.unban(address)
-        return {"done": f"{address} is not banned any more"}
-
-    def _allow(self, params: Params) -> Any:
-        network, seconds = str(params.get("network")), _seconds(params)
-        with self._lock:
-            if params.get("remove"):
-                self._limiter.take_back(network)
-                return {"done": f"{network} is limited again, unless the config allows it"}
-            self._limiter.allow(network, seconds)
-        return {"done": f"{network} is allowed" + ("" if seconds is None else f" for {seconds:g} s")}
-
-    def _mode(self, params: Params) -> Any:
-        with self._lock:
-            if params.get("confirm"):
-                return {"done": f"mode {self._limiter.confirm().word} stays"}
-            asked, seconds = _mode_of(params.get("mode")), _seconds(params)
-            session = params.get("session")
-            self._limiter.ask(asked, seconds, session=session, yes=bool(params.get("yes")))
-        if seconds is None:
-            return {"done": f"mode {asked.word}"}
-        unless = "it rolls back unless 'tidegate ratelimit mode --confirm' follows"
-        return {"done": f"mode {asked.word} for {seconds:g} s; {unless}"}
-
 
 _SIZED = ("max_sources", "sketch_cells", "max_prefixes", "max_bans")
 
@@ -217,19 +190,3 @@ def _no_object(_: int, name: str) -> BpfObject:
 def needed() -> list[str]:
     """Return the addresses without which this node doesn't work."""
     return [*listening.gateways(), *listening.resolvers(), *listening.api_server()]
-
-
-def _seconds(params: Params) -> float | None:
-    seconds = params.get("seconds")
-    if seconds is None:
-        return None
-    if not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
-        raise UsageError(f"ratelimit: expected a time above 0 in seconds, found {seconds!r}")
-    return float(seconds)
-
-
-def _mode_of(word: object) -> Mode:
-    try:
-        return Mode[str(word).upper()]
-    except KeyError:
-        raise UsageError(f"ratelimit mode: expected off, monitor or enforce, found {word!r}") from None

@@ -123,7 +123,8 @@ static int tidegate_program_name(__u32 id, char *name)
 	return error;
 }
 
-/* A link of an XDP program, in just the mode that flags say: libbpf's own call picks one and keeps it to itself.
+/* A link of an XDP program, in just the mode that flags say: libbpf's own call picks one and keeps it to
+ * itself.
  */
 static int tidegate_link_xdp(int program, int ifindex, __u32 flags)
 {

@@ -84,9 +84,9 @@ now = [0.0]
 def test_no_packet_is_unjudged_in_a_thousand_replacements(wire: Wire, pins: PinDirectory) -> None:
     index = index_of("tg0")
     first, second = load(pins, index, ENTRIES)[0], load(pins, index, ENTRIES)[0]
-    third, _ = load(pins, index, ENTRIES)
-    with first, second, third:
-        judge_all(first)
+    third, shared = load(pins, index, ENTRIES)[0], load(pins, None, ENTRIES)[0]
+    with first, second, third, shared:
+        judge_all(shared)
         pin = pins.at_interface(index) / LINK
         with XdpAttachment.attach(first.programs["ratelimit"], index, pin, generic=False) as attached:
             with wire.stream() as stream:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -176,8 +177,16 @@ def test_events_that_were_lost_are_events(wire: Wire, follow: Callable[..., Inte
     found = follow("tg*")
     for turn in range(400):  # more than the socket's buffer holds
         wire.ip("link", "set", "tg0", "mtu", str(1400 + turn % 2))
+    assert dropped(found.events.fd) > 0
     wire.ip("link", "add", "tg5", "type", "veth", "peer", "name", "other")
     assert found.follow() == [Change(Step.ATTACH, index_of("tg5"), "tg5")]
+
+
+def dropped(netlink: int) -> int:
+    """Return how many messages found no place in a netlink socket, by the kernel's count."""
+    inode = str(os.fstat(netlink).st_ino)
+    rows = [line.split() for line in Path("/proc/thread-self/net/netlink").read_text().splitlines()]
+    return next(int(row[8]) for row in rows if row[9] == inode)
 
 
 def test_what_is_refused_is_said_and_tried_again(

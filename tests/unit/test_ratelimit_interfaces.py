@@ -125,7 +125,7 @@ def test_a_kernel_that_refuses_the_program_is_unavailable() -> None:
     assert found.reason.startswith(
         "this kernel (6.1.0) doesn't take the limiter's program: object ratelimit: load"
     )
-    assert found.remedy.startswith("Linux 5.12 or later")
+    assert found.remedy.startswith("Linux 5.18 or later")
 
 
 def test_interfaces_are_judged_by_their_mode() -> None:

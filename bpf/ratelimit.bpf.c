@@ -58,8 +58,10 @@ static __always_inline void key_of(const struct packet *packet, __u32 policy, st
 		wide->source &= bpf_be64_to_cpu(0xffffffffffff0000ULL);
 }
 
-/* What the lists say of a source. */
-static __noinline __u32 look_up(const struct packet *packet, __u64 now)
+/* What the lists say of a source. Global, as all that is not inline here, so that the verifier goes through
+ * its paths once and not after each way to it.
+ */
+__noinline __u32 look_up(const struct packet *packet, __u64 now)
 {
 	struct ratelimit_prefix prefix = { .length = 128 };
 	struct ratelimit_key key = {};

@@ -53,25 +53,36 @@ static __always_inline int is_over(__u64 word, const struct ratelimit_limit *lim
 	       ahead(word, generation, now, most_ahead(limit, dimension)) > limit->tolerance_ns;
 }
 
-/* Take the cost from a bucket; 0 if it refuses, in which case nothing has changed. */
-static __always_inline int take(__u64 *word, const struct ratelimit_limit *limit, __u32 dimension,
-				__u8 generation, __u64 now, __u64 bytes)
+/* Take the cost from a bucket; 0 if it refuses, in which case nothing has changed. ``stamp`` is the present
+ * time as a word. A global function, so that the verifier goes through its paths once.
+ */
+__noinline int take_from(__u64 *word, __u64 stamp, __u64 tolerance, __u64 most, __u64 cost)
 {
-	__u64 cost = cost_of(limit, dimension, bytes), most = most_ahead(limit, dimension), was, at;
+	__u8 generation = stamp >> TIME_BITS;
+	__u64 was, at;
 	int i;
 
-	if (!limit->cost)
+	if (!word)
 		return 1;
 	for (i = 0; i < TRIES; i++) {
 		was = *(volatile __u64 *)word;
-		at = ahead(was, generation, now, most);
-		if (at > limit->tolerance_ns)
+		at = ahead(was, generation, stamp, most);
+		if (at > tolerance)
 			return 0;
-		if (__sync_val_compare_and_swap(word, was, word_of(generation, now + at + cost)) == was)
+		if (__sync_val_compare_and_swap(word, was, word_of(generation, stamp + at + cost)) == was)
 			return 1;
 	}
 	note(RATELIMIT_NOTE_CONTENDED);
 	return 1;
+}
+
+static __always_inline int take(__u64 *word, const struct ratelimit_limit *limit, __u32 dimension,
+				__u8 generation, __u64 now, __u64 bytes)
+{
+	if (!limit->cost)
+		return 1;
+	return take_from(word, word_of(generation, now), limit->tolerance_ns, most_ahead(limit, dimension),
+			 cost_of(limit, dimension, bytes));
 }
 
 /* A bucket: in an entry, or where there is none in the sketch. */
@@ -109,22 +120,17 @@ static __always_inline __u64 *cell(const struct cells *cells, __u32 row, __u32 m
 	return bpf_map_lookup_elem(&ratelimit_sketch, &place);
 }
 
-/* Return by how much a source without an entry is ahead, as its cells tell no less; with a cost, let it be
- * that much more from now on.
- */
-static __noinline __u64 sketch(const struct bucket *bucket, const struct ratelimit_state *state, __u64 now,
-			       __u64 cost)
+/* A global function, so that the verifier goes through its paths once. */
+__noinline __u64 sketch_at(const struct cells *cells, const struct ratelimit_state *state, __u64 now,
+			   __u64 most, __u64 cost)
 {
-	__u64 least = ~0ULL, most, found, was, *at;
-	struct cells cells;
+	__u64 least = ~0ULL, found, was, *at;
 	__u32 row;
 
-	if (!bucket || !state)
+	if (!cells || !state)
 		return 0;
-	most = most_ahead(bucket->limit, bucket->dimension);
-	cells = cells_of(bucket, state->seed);
 	for (row = 0; row < SKETCH_ROWS; row++) {
-		at = cell(&cells, row, state->sketch_mask);
+		at = cell(cells, row, state->sketch_mask);
 		if (!at)
 			return 0;
 		found = ahead(*at, state->generation, now, most);
@@ -132,7 +138,7 @@ static __noinline __u64 sketch(const struct bucket *bucket, const struct ratelim
 			least = found;
 	}
 	for (row = 0; cost && row < SKETCH_ROWS; row++) {
-		at = cell(&cells, row, state->sketch_mask);
+		at = cell(cells, row, state->sketch_mask);
 		if (!at)
 			return 0;
 		was = *at;
@@ -140,6 +146,17 @@ static __noinline __u64 sketch(const struct bucket *bucket, const struct ratelim
 			__sync_val_compare_and_swap(at, was, word_of(state->generation, now + least + cost));
 	}
 	return least;
+}
+
+/* Return by how much a source without an entry is ahead, as its cells tell no less; with a cost, let it be
+ * that much more from now on.
+ */
+static __always_inline __u64 sketch(const struct bucket *bucket, const struct ratelimit_state *state,
+				    __u64 now, __u64 cost)
+{
+	struct cells cells = cells_of(bucket, state->seed);
+
+	return sketch_at(&cells, state, now, most_ahead(bucket->limit, bucket->dimension), cost);
 }
 
 #endif

@@ -21,6 +21,7 @@ struct packet {
 	__u8 family;
 	__u8 protocol; /* of what the ports are; 0: the packet has none */
 	__u8 is_syn;
+	__u8 pad[3]; /* given to a global function, all of it must be initialized */
 };
 
 /* Headers as they lie on the wire, without bit fields. */

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_another_agent_is_refused(pins: PinDirectory) -> None:
     )
     argv = [sys.executable, "-c", script, str(pins.path)]
     said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
-    assert said.startswith(f"pins {pins.path}: another agent limits rates on this node, pid ")
+    assert said.startswith(f"pins {pins.path}: another agent limits rates on this node, pid {os.getpid()}; ")
 
 
 def test_a_directory_that_was_given_up_is_free(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class PinDirectory:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TidegateError(
-                f"pins {self.path}: another agent limits rates on this node, pid {_holder(found.st_ino)}; stop it "
+                f"pins {self.path}: another agent limits rates on this node, pid {_holder(found)}; stop it "
                 "first, or let one of the two have no rate_limit.interfaces"
             ) from error
         if stat.S_IMODE(found.st_mode) != 0o700:
@@ -194,12 +194,14 @@ def _mount(path: Path) -> None:
         raise KernelError(f"bpffs: mount on {path}", -result)
 
 
-def _holder(inode: int) -> str:
+def _holder(directory: os.stat_result) -> str:
     """Return the process that holds the lock of a directory, by /proc/locks."""
+    device, inode = directory.st_dev, directory.st_ino
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
     with contextlib.suppress(OSError):
         # proc_locks(5): 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            if fields[1] == "FLOCK" and fields[5] == place:
                 return fields[4]
     return "unknown"

@@ -210,9 +210,9 @@ def why(facts: Facts, error: str, kernel: str) -> str:
     """Put in words why native mode failed, from the facts of the interface, the error and the kernel's words."""
     hints = []
     if facts.lro:
-        hints.append(f"LRO is on: ethtool -K {facts.name} lro off")
+        hints.append(f"without LRO: ethtool -K {facts.name} lro off")
     if "queue" in kernel.lower() or "ring" in kernel.lower():
         hints.append(f"fewer queues leave room for XDP's own: ethtool -L {facts.name} combined N")
     if "mtu" in kernel.lower():
         hints.append(f"a smaller MTU: ip link set dev {facts.name} mtu N")
-    return "; ".join([kernel or error, str(facts), *hints])
+    return "; ".join(part for part in (kernel or error, str(facts), *hints) if part)

@@ -30,7 +30,7 @@ def of_host(host: Host, refusal: str | None = None) -> Feature:
             name=NAME,
             state=State.UNAVAILABLE,
             reason=f"this kernel ({host.kernel}) doesn't take the limiter's program: {refusal}",
-            remedy="Linux 5.12 or later, the first with an atomic compare-and-exchange for BPF programs",
+            remedy="Linux 5.18 or later: 5.12 has the atomic compare-and-exchange, 5.18 XDP of frames larger than a page",
         )
     if not host.bpffs:
         return Feature(
@@ -43,10 +43,20 @@ def of_host(host: Host, refusal: str | None = None) -> Feature:
 
 
 def of_interface(interface: str, mode: str | None, reason: str) -> Feature:
-    """Judge how the limiter is at an interface that the config names: natively, in generic mode or not at all."""
+    """Judge how the limiter is at an interface that the config names: natively, in generic mode or not at all.
+
+    A native one has a reason only where it is an earlier agent's.
+    """
     name = f"{NAME} {interface}"
+    if mode == "native" and not reason:
+        return Feature(name=name, state=State.OK)
     if mode == "native":
-        return Feature(name=name, state=State.OK, reason=reason)
+        return Feature(
+            name=name,
+            state=State.DEGRADED,
+            reason=f"an earlier program judges on, as it could not be replaced: {reason}",
+            remedy="what the reason says; the agent tries again by itself",
+        )
     if mode is None:
         return Feature(
             name=name,

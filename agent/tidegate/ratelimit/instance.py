@@ -26,17 +26,19 @@ SHARED = (
 OWN = ("ratelimit_counts", "ratelimit_notes")
 
 
-def load(pins: PinDirectory, ifindex: int, entries: Mapping[str, int]) -> tuple[BpfObject, list[str]]:
-    """Load the program for an interface, with maps of so many ``entries`` by name.
+def load(pins: PinDirectory, ifindex: int | None, entries: Mapping[str, int]) -> tuple[BpfObject, list[str]]:
+    """Load the program for an interface, or for none to have the shared maps; maps of so many ``entries`` by name.
 
     Returns also the names of the pinned maps that had another shape, so that new and empty ones came in their
-    place.
+    place. Until the programs at interfaces are replaced they judge by the old ones, so fill the new ones before.
     """
     bpf = BpfObject.named("ratelimit")
     try:
         for name, number in entries.items():
             bpf.set_max_entries(name, number)
-        anew = bpf.pin_maps(pins.path, SHARED) + bpf.pin_maps(pins.at_interface(ifindex), OWN)
+        anew = bpf.pin_maps(pins.path, SHARED)
+        if ifindex is not None:
+            anew += bpf.pin_maps(pins.at_interface(ifindex), OWN)
         bpf.load()
     except BaseException:
         bpf.close()

@@ -167,12 +167,16 @@ class Interfaces:
         for index in [i for i in self._left if not matches(present.get(i, ""), self._patterns)]:
             self._left.pop(index).detach()
             self._pins.forget(index)
-        for index in [i for i, held in self._held.items() if held.attachment.ifindex != i]:
-            self._release(index)  # deleted; one that was made again may have its index
+        # Deleted ones first: one that was made again may have the same index.
+        done = [
+            Change(Step.DETACH, i, held.name) for i, held in self._held.items() if held.attachment.ifindex != i
+        ]
+        for change in done:
+            self._release(change.ifindex)
         for index in [i for i, refused in self._refused.items() if present.get(i) != refused.name]:
             del self._refused[index]
         attached = {index: held.name for index, held in self._held.items()}
-        return [change for change in plan(present, attached, self._patterns) if self._carry_out(change)]
+        return done + [change for change in plan(present, attached, self._patterns) if self._carry_out(change)]
 
     def _carry_out(self, change: Change) -> bool:
         if change.step is Step.DETACH:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +14,16 @@ import psutil
 import typer
 
 from tidegate.config import load
-from tidegate.config.units import duration
+from tidegate.config.units import duration, port_ranges
 from tidegate.control.client import ControlClient
 from tidegate.errors import UsageError
+from tidegate.ratelimit.captures import packets
+from tidegate.ratelimit.simulate import simulate as simulated
 
 app = typer.Typer(no_args_is_help=True, help="Limits per source address at the network card, while they run.")
 
+#: Sources that a simulation names.
+_HEAVIEST = 10
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Socket = Annotated[Path | None, typer.Option("--socket", help="The agent's control socket.")]
 For = Annotated[str | None, typer.Option("--for", metavar="DURATION", help="For so long, as in 60s or 10m.")]
@@ -110,6 +115,35 @@ def mode(
         raise UsageError("ratelimit mode: expected off, monitor or enforce, or --confirm; found neither")
     params = {"mode": mode, "seconds": _seconds(time_), "confirm": confirm, "yes": yes, "session": session()}
     typer.echo(_ask(socket, "ratelimit.mode", params)["done"])
+
+
+@app.command()
+def simulate(
+    config_file: Annotated[Path, typer.Option("--config", help="The config whose rate_limit is tried.")],
+    pcap: Annotated[Path, typer.Option("--pcap", help="A capture: pcap or pcapng.")],
+    listen: Annotated[str | None, typer.Option("--listen", help="Ports that listen, as 80,443; else all.")] = None,
+    json: Json = False,
+) -> None:
+    """Run a capture through the real kernel program, with the capture's own clock; needs no interface."""
+    try:
+        ports = None if listen is None else {port for some in port_ranges(listen) for port in some}
+    except ValueError as error:
+        raise UsageError(f"--listen: {error}") from error
+    verdicts = simulated(load(config_file).rate_limit, packets(pcap), ports)
+    if json:
+        for verdict in verdicts:
+            typer.echo(msgspec.json.encode(verdict))
+        return
+    by_reason: Counter[tuple[str, str]] = Counter()
+    dropped: Counter[str] = Counter()
+    for verdict in verdicts:
+        by_reason[verdict.verdict, verdict.reason] += 1
+        if verdict.verdict == "drop":
+            dropped[verdict.source or "none"] += 1
+    for (what, reason), count in sorted(by_reason.items()):
+        typer.echo(f"{what:<6} {reason:<14} {count:>12} packets")
+    for source, count in dropped.most_common(_HEAVIEST):
+        typer.echo(f"drops of {source:<40} {count:>12} packets")
 
 
 def session(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -30,7 +30,7 @@ def of_host(host: Host, refusal: str | None = None) -> Feature:
             name=NAME,
             state=State.UNAVAILABLE,
             reason=f"this kernel ({host.kernel}) doesn't take the limiter's program: {refusal}",
-            remedy="Linux 5.18 or later: 5.12 has the atomic compare-and-exchange, 5.18 XDP of frames larger than a page",
+            remedy="Linux 5.18 or later: 5.12 has atomic exchange, 5.18 XDP of frames larger than a page",
         )
     if not host.bpffs:
         return Feature(

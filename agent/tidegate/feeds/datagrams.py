@@ -26,6 +26,9 @@ _RECEIVE_BUFFER = 4 << 20
 _SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h
 _DROPS = 8  # SK_MEMINFO_DROPS
 _MEMINFO = struct.Struct("=9I")
+#: What isn't read yet also counts against the sender's buffer: 208 KiB by default hold so many lines of 2 KiB, the
+#: longest that nginx writes into an error log.
+_SENDERS_BUFFER = 48
 _QUEUE = Path("/proc/sys/net/unix/max_dgram_qlen")
 #: Whose processes may write to the socket, besides root's: nginx's workers on Debian and of nginx.org.
 GROUPS = ("www-data", "nginx")
@@ -83,7 +86,7 @@ class Datagrams:
             else:
                 self._counts[found] += 1
         # A Unix socket's queue is full at one above its bound (unix_recvq_full), and all that is read in one turn.
-        if self._queue is not None and received > min(self._queue, most - 1):
+        if self._queue is not None and received > min(self._queue, _SENDERS_BUFFER, most - 1):
             self._full += 1
         return events
 

@@ -4,7 +4,8 @@
 Usage: python bpf/generate_layouts.py types.bpf.o > layouts.py
 
 Each named enum becomes an IntEnum, each struct a NamedTuple (TcpKey) with its layout (TCP_KEY). A scalar is
-an int; an array is bytes with a layout of its elements (TCP_COUNTS_FAILURES), a struct in a struct is bytes too.
+an int; an array is bytes with a layout of its elements (TCP_COUNTS_FAILURES), a struct in a struct is bytes too,
+and so is an array of structs: each has its own layout.
 Padding is explicit in C.
 """
 
@@ -71,10 +72,12 @@ def write_struct(types: dict[int, BTF], t: BTF) -> str:
             raise SystemExit(f"struct {t['name']}: hole before {member['name']}; make the padding explicit")
         kind = resolve(types, member["type_id"])
         if kind["kind"] == "ARRAY":
-            code, n = scalar(types, kind["type_id"]), kind["nr_elems"]
-            size = n * resolve(types, kind["type_id"])["size"]
+            element, n = resolve(types, kind["type_id"]), kind["nr_elems"]
+            size = n * element["size"]
             fields.append(f"    {member['name']}: bytes")
-            arrays.append(f'{t["name"].upper()}_{member["name"].upper()} = Struct("<{n}{code}")')
+            if element["kind"] != "STRUCT":
+                code = scalar(types, kind["type_id"])
+                arrays.append(f'{t["name"].upper()}_{member["name"].upper()} = Struct("<{n}{code}")')
             codes += f"{size}s"
         elif kind["kind"] == "STRUCT":
             size = kind["size"]

@@ -6,6 +6,7 @@
 #include "include/disk.h"
 #include "include/oom.h"
 #include "include/ports.h"
+#include "include/ratelimit.h"
 #include "include/tcp.h"
 
 enum histogram *histogram;
@@ -35,3 +36,22 @@ struct ports_waiting *ports_waiting;
 struct ports_namespace *ports_namespace;
 struct ports_listener_key *ports_listener_key;
 struct ports_listener *ports_listener;
+enum ratelimit *ratelimit;
+enum ratelimit_mode *ratelimit_mode;
+enum ratelimit_verdict *ratelimit_verdict;
+enum ratelimit_reason *ratelimit_reason;
+enum ratelimit_note *ratelimit_note;
+enum ratelimit_dimension *ratelimit_dimension;
+enum ratelimit_width *ratelimit_width;
+enum ratelimit_policy_number *ratelimit_policy_number;
+enum ratelimit_listed *ratelimit_listed;
+struct ratelimit_limit *ratelimit_limit;
+struct ratelimit_policy *ratelimit_policy;
+struct ratelimit_ports *ratelimit_ports;
+struct ratelimit_state *ratelimit_state;
+struct ratelimit_key *ratelimit_key;
+struct ratelimit_source *ratelimit_source;
+struct ratelimit_prefix *ratelimit_prefix;
+struct ratelimit_ban *ratelimit_ban;
+struct ratelimit_count *ratelimit_count;
+struct ratelimit_simulation *ratelimit_simulation;

@@ -9,21 +9,29 @@ import logging
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tidegate import __version__
 from tidegate.advisor import Advisor
+from tidegate.audit import Audit
 from tidegate.config import Config, load
 from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
 from tidegate.errors import TidegateError
 from tidegate.export.prometheus import Exporter, Tls
+from tidegate.kernel.pins import PINS
 from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
 from tidegate.model.snapshot import Ticks, View
+from tidegate.privacy import Addresses
+from tidegate.ratelimit import METHODS, fields
 from tidegate.schedule import Schedule
+
+if TYPE_CHECKING:
+    from tidegate.ratelimit.running import RunningLimiter
 
 log = logging.getLogger("tidegate")
 
@@ -44,6 +52,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._exporter: Exporter | None = None
         self._advisor = Advisor(config.advice, config.residency)
+        self._limiter: RunningLimiter | None = None
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT, or until :meth:`stop`; leaves no program, link or socket behind."""
@@ -65,10 +74,13 @@ class Agent:
                     locations=config.locations,
                 )
             )
+            # In a thread: what asks the kernel over netlink has an event loop of its own.
+            limiter = await asyncio.to_thread(limiter_of, config)
+            self._limiter = stack.enter_context(limiter) if limiter else None
             server = ControlServer(
                 socket,
                 version=__version__,
-                methods={},
+                methods=self._limiter.methods() if self._limiter else dict.fromkeys(METHODS, _no_limiter),
                 max_clients=config.control.max_clients,
                 queue=config.control.queue,
             )
@@ -99,6 +111,8 @@ class Agent:
         old, self.config = self.config, new
         configure(new.logging.level, new.logging.format)
         self._advisor.configure(new.advice, new.residency)
+        if self._limiter is not None:
+            self._limiter.configure(new.rate_limit)
         if new.metrics != old.metrics:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
@@ -124,7 +138,8 @@ class Agent:
             measurement.limit(*limits_of(self.config))
 
     def _view(self, measurement: Measurement, ticks: Ticks) -> View:
-        return self._advisor.judge(measurement.measure(ticks))
+        view = self._advisor.judge(measurement.measure(ticks))
+        return msgspec.structs.replace(view, limiter=self._limiter.tick()) if self._limiter else view
 
     async def _stopped_before(self, due: float) -> bool:
         delay = due - asyncio.get_running_loop().time()
@@ -164,7 +179,32 @@ def exporter_of(config: Config) -> Exporter | None:
     if listen is None:
         return None
     files = None if tls is None else Tls(cert=tls.cert, key=tls.key, client_ca=tls.client_ca)
-    return Exporter(listen.host, listen.port, TABLES, files)
+    return Exporter(listen.host, listen.port, (*TABLES, fields.TABLE), files)
+
+
+def limiter_of(config: Config) -> RunningLimiter | None:
+    """Start the limiter where the config names interfaces; else remove what an earlier one has left."""
+    if not config.rate_limit.interfaces and not PINS.is_dir():
+        return None
+    # For nodes that limit alone.
+    from tidegate.ratelimit.running import RunningLimiter, remove_leftovers  # noqa: PLC0415
+
+    if config.rate_limit.interfaces:
+        audit = config.audit
+        return RunningLimiter(
+            config.rate_limit,
+            Addresses(config.privacy.client_addresses),
+            Audit(Path(audit.file), max_size=audit.max_size, files=audit.files, retention=audit.retention),
+        )
+    try:
+        remove_leftovers()
+    except TidegateError as error:
+        log.warning("rate limit: what an earlier agent left stays: %s", error)
+    return None
+
+
+def _no_limiter(_params: object, _peer: object) -> None:
+    raise TidegateError("no limiter runs in this agent: rate_limit.interfaces of its config names none")
 
 
 def limits_of(config: Config) -> tuple[int, int, float]:

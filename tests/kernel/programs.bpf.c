@@ -45,6 +45,13 @@ int drop(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
+/* Without frags, which takes no frame larger than a page. */
+SEC("xdp")
+int small(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
 /* Reads a u64 and returns its histogram slot. */
 SEC("xdp.frags")
 int slot(struct xdp_md *ctx)

@@ -221,6 +221,7 @@ def test_doctor_is_content_with_this_host() -> None:
         "controllers": "ok",
         "pressure": "ok",
         "disk:services": "ok",
+        "rate limit (XDP)": "ok",
         "programs:tcp": "ok",
         "programs:cgroup": "ok",
         "programs:ports": "ok",

@@ -51,6 +51,38 @@ def test_check_of_a_bad_file_as_json(bad: Path) -> None:
     assert (result.exit_code, json.loads(result.stdout)) == (2, {"file": str(bad), "errors": complaints(bad)})
 
 
+def test_check_reads_files_of_networks(tmp_path: Path) -> None:
+    path, networks = tmp_path / "a.yaml", tmp_path / "allow"
+    networks.write_text("10.0.0.0/8\n# none\n10.0.0.1/8\n", encoding="utf-8")
+    path.write_text(f"rate_limit: {{allow_files: [{networks}]}}", encoding="utf-8")
+    result = RUNNER.invoke(app, ["check", str(path), "--json"])
+    (complaint,) = json.loads(result.stdout)["errors"]
+    assert complaint.startswith(f"{networks}:3: expected a network like")
+    assert result.exit_code == 2
+    assert isinstance(RUNNER.invoke(app, ["check", str(path)]).exception, ConfigError)
+
+
+def test_memory_of_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("rate_limit: {interfaces: [eth0], max_sources: 65536}", encoding="utf-8")
+    result = RUNNER.invoke(app, ["memory", str(path), "--cpus", "4", "--json"])
+    found = json.loads(result.stdout)
+    maps = {row["map"]: row for row in found["maps"]}
+    assert maps["ratelimit_sources"] == {
+        "map": "ratelimit_sources",
+        "maps": 1,
+        "entries": 65536,
+        "bytes": 65536 * 128 + 896,
+        "most": 65536 * 128 + 896,
+    }
+    assert maps["ratelimit_counts"]["bytes"] == 312 + 48 * (8 + 4 * 16)
+    assert found["bytes"] == sum(row["bytes"] for row in maps.values())
+    assert found["most"] == sum(row["most"] for row in maps.values()) > found["bytes"]
+    lines = RUNNER.invoke(app, ["memory", str(path), "--cpus", "4"]).stdout.splitlines()
+    assert lines[-2].split()[-2:] == [str(found["bytes"]), str(found["most"])]
+    assert len(lines) == len(maps) + 3
+
+
 def test_show_without_a_file_is_all_defaults() -> None:
     result = RUNNER.invoke(app, ["show"])
     assert parse(result.stdout.encode(), "f") == Config()

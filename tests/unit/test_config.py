@@ -37,7 +37,7 @@ FRAGMENTS = [
     "<<", "? ", "!!int ", "!x ", "~", "off", "'", '"', "\\U", "\\u", "FFFFFFFF", "d800", "%YAML ", "---", "1.",
 ]  # fmt: skip
 
-KEYS = "signals, services, metrics, control, advice, locations, residency, logging"
+KEYS = "signals, services, metrics, control, advice, locations, residency, rate_limit, privacy, audit, logging"
 KNOWN = f"not known to this version; known here: {KEYS}"
 LISTEN = "metrics.listen: expected ADDRESS:PORT like 127.0.0.1:19469 or [::1]:19469, or off, found"
 

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import pytest
 from tests.unit.test_outputs import view
 from tidegate.control.client import ControlClient, NoAgentError
 from tidegate.control.protocol import MAX_REQUEST
-from tidegate.control.server import ControlServer
+from tidegate.control.server import ControlServer, Peer
 from tidegate.errors import TidegateError, UnavailableError, UsageError
 from tidegate.model.snapshot import View
 
@@ -37,7 +38,7 @@ class Serving:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self.server = ControlServer(
-            path, version="1.2.3", methods={"fail": _fail}, max_clients=max_clients, queue=queue
+            path, version="1.2.3", methods={"fail": _fail, "whoami": _whoami}, max_clients=max_clients, queue=queue
         )
 
     def __enter__(self) -> Serving:
@@ -68,8 +69,12 @@ class Serving:
             assert time.monotonic() < end, self.server.losses()
 
 
-def _fail(params: Mapping[str, Any]) -> Any:
+def _fail(params: Mapping[str, Any], _peer: Peer) -> Any:
     raise UsageError(f"bad {params['what']}")
+
+
+def _whoami(_params: Mapping[str, Any], peer: Peer) -> Any:
+    return peer._asdict()
 
 
 @pytest.fixture
@@ -100,6 +105,20 @@ def read_to_the_end(client: socket.socket) -> bytes:
 
 def test_socket_is_its_owners_alone(serving: Serving) -> None:
     assert serving.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_method_is_told_who_asks(serving: Serving) -> None:
+    asked = raw(serving.path, b'{"method":"whoami"}\n')[1]["result"]
+    assert asked == {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
+    # Each connection has a peer of its own.
+    code = (
+        "import os, sys; from pathlib import Path; from tidegate.control.client import ControlClient as C\n"
+        "print(os.getpid(), C(Path(sys.argv[1])).request('whoami')['pid'])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(serving.path)], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert said[0] == said[1] != str(os.getpid())
 
 
 def test_hello_and_answers_carry_the_id(serving: Serving) -> None:

@@ -19,6 +19,7 @@ from tests.vm.shortage import CPUS, KILLS, MEMORY
 from tests.vm.traffic import ABORTED, ESTABLISHED, EXHAUSTED, PORTS, REFUSED
 from tidegate.kernel.objects import OBJECTS
 from tidegate.model.feature import Feature, State
+from tidegate.ratelimit.feature import NAME
 
 # Fetching a kernel and booting it count to the first test that needs them.
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(DEADLINE + 600)]
@@ -89,7 +90,8 @@ def test_every_object_is_attached_or_the_doctor_says_why_not(report: Report) -> 
 
 def explanation(refused: ObjectReport, doctor: list[Feature]) -> str:
     """Return what the doctor says of an object of which not all works."""
-    return "; ".join(f.reason for f in doctor if f.name == f"programs:{refused.name}" and f.state is not State.OK)
+    name = NAME if refused.name.startswith("ratelimit") else f"programs:{refused.name}"
+    return "; ".join(f.reason for f in doctor if f.name == name and f.state is not State.OK)
 
 
 def test_doctor_gives_reason_and_remedy_for_what_is_not_ok(report: Report) -> None:

@@ -17,6 +17,7 @@ from tidegate.features import agent, features, unseen_failures
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
+from tidegate.ratelimit import feature
 from tidegate.signals import disk, tcp
 
 _OBJECTS = {
@@ -35,16 +36,18 @@ def doctor(
     socket: Annotated[Path | None, typer.Option("--socket", help="The agent's control socket.")] = None,
 ) -> None:
     """Check each feature and the running agent: ok, degraded or unavailable, why, and what would mend it."""
-    found = features(probe())
+    host = probe()
+    found = features(host)
+    found.append(feature.of_host(host, _limiter_refused()))
     found += [_load(name, purpose) for name, purpose in _OBJECTS.items()]
     found.append(unseen_failures())
     found += _agent(socket or Path(Config().control.socket))
     if json:
         typer.echo(msgspec.json.encode(found).decode())
     else:
-        for feature in found:
-            typer.echo(_line(feature))
-    if any(feature.state is State.UNAVAILABLE for feature in found):
+        for each in found:
+            typer.echo(_line(each))
+    if any(each.state is State.UNAVAILABLE for each in found):
         sys.exit(3)
 
 
@@ -91,6 +94,18 @@ def _load_disk() -> Feature:
         reason=f"{refusal}, so queue times are unknown where a device's io accounting is off",
         remedy="a later kernel, or echo 1 >/sys/block/DEVICE/queue/iostats",
     )
+
+
+def _limiter_refused() -> str | None:
+    """Return why the kernel doesn't take the limiter's program, None where it does."""
+    try:
+        with BpfObject.named("ratelimit") as bpf:
+            for name in ("ratelimit_syns", "ratelimit_sources", "ratelimit_sketch"):
+                bpf.set_max_entries(name, 64)
+            bpf.load()
+    except TidegateError as error:
+        return str(error)
+    return None
 
 
 def _agent(path: Path) -> list[Feature]:

@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,17 +19,27 @@ from tidegate.control.protocol import MAX_REQUEST, PROTOCOL, Failure, Hello, Rep
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.model.snapshot import View
 
-Method = Callable[[Mapping[str, Any]], Any]
-_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _WRITE_BUFFER = 64 * 1024
 _NOTHING = msgspec.Raw()
+
+
+class Peer(NamedTuple):
+    """Who has connected, as the kernel saw it then; pid 0 is a process of another pid namespace."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+Method = Callable[[Mapping[str, Any], Peer], Any]
 
 
 class ControlServer:
     """Serves ``snapshot``, ``watch``, ``version`` and ``methods`` to root and to the agent's own user.
 
-    A method takes the request's params and returns what msgspec can encode; a TidegateError becomes an error
-    reply. ``queue`` is how many snapshots a watching client may be behind before it is dropped. Raises
+    A method takes the request's params and who asks, and returns what msgspec can encode; a TidegateError becomes
+    an error reply. ``queue`` is how many snapshots a watching client may be behind before it is dropped. Raises
     UnavailableError from :meth:`start` where the path can't be used.
     """
 
@@ -40,7 +50,7 @@ class ControlServer:
         self._hello = _line(Hello(tidegate=version, protocol=PROTOCOL))
         self._methods: dict[str, Method] = {
             "snapshot": self._snapshot,
-            "version": lambda _: {"version": version},
+            "version": lambda _params, _peer: {"version": version},
             **methods,
         }
         self._view: View | None = None
@@ -89,7 +99,7 @@ class ControlServer:
             self._encoded = msgspec.Raw(msgspec.json.encode(self._view))
         return bytes(self._encoded)
 
-    def _snapshot(self, _: Mapping[str, Any]) -> msgspec.Raw:
+    def _snapshot(self, _params: Mapping[str, Any], _peer: Peer) -> msgspec.Raw:
         if self._view is None:
             raise TidegateError("no snapshot yet: the agent has just started; ask again in a second")
         return msgspec.Raw(self._current())
@@ -98,7 +108,8 @@ class ControlServer:
         task = asyncio.current_task()
         assert task is not None
         writer.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-        refusal = self._refusal(writer)
+        peer = _peer_of(writer)
+        refusal = self._refusal(peer)
         self._clients.add(task)
         try:
             writer.write(self._hello)
@@ -106,20 +117,18 @@ class ControlServer:
                 writer.write(_line(Reply(error=refusal)))
                 await writer.drain()
             else:
-                await self._serve(reader, writer)
+                await self._serve(reader, writer, peer)
         except (ConnectionError, asyncio.CancelledError):
             pass  # the client has gone, or the agent ends
         finally:
             self._clients.discard(task)
             writer.close()
 
-    def _refusal(self, writer: asyncio.StreamWriter) -> Failure | None:
-        peer = writer.get_extra_info("socket")
-        _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        if uid not in (0, os.geteuid()):
+    def _refusal(self, peer: Peer) -> Failure | None:
+        if peer.uid not in (0, os.geteuid()):
             self._losses["peers_refused"] += 1
             return Failure(
-                message=f"control socket: expected uid 0 or {os.geteuid()}, found uid {uid}; run as root",
+                message=f"control socket: expected uid 0 or {os.geteuid()}, found uid {peer.uid}; run as root",
                 exit_code=3,
             )
         if len(self._clients) >= self._max_clients:
@@ -130,7 +139,7 @@ class ControlServer:
             )
         return None
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         while True:
             try:
                 line = await reader.readline()
@@ -141,9 +150,11 @@ class ControlServer:
             if not line:
                 return
             if line.strip():
-                await self._answer(line, reader, writer)
+                await self._answer(line, reader, writer, peer)
 
-    async def _answer(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer
+    ) -> None:
         try:
             request = msgspec.json.decode(line, type=Request)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -158,7 +169,7 @@ class ControlServer:
             if method is None:
                 known = ", ".join(sorted([*self._methods, "watch"]))
                 raise TidegateError(f"method {request.method}: not known; known here: {known}")
-            reply = Reply(id=request.id, result=msgspec.Raw(msgspec.json.encode(method(request.params))))
+            reply = Reply(id=request.id, result=msgspec.Raw(msgspec.json.encode(method(request.params, peer))))
         except TidegateError as error:
             reply = Reply(id=request.id, error=Failure(message=str(error), exit_code=error.exit_code))
         writer.write(_line(reply))
@@ -194,6 +205,11 @@ class ControlServer:
                 pass
 
 
+def _peer_of(writer: asyncio.StreamWriter) -> Peer:
+    connection = writer.get_extra_info("socket")
+    return Peer(*_PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)))
+
+
 def _line(message: msgspec.Struct) -> bytes:
     fields = {
         name: value for name, value in msgspec.structs.asdict(message).items() if value not in (None, _NOTHING)
@@ -214,7 +230,7 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     before = os.umask(0o177)
     try:
-        os.umask(0o027)
+        os.umask(0o026)  # the feed's socket may be in it, which nginx's workers must reach
         path.parent.mkdir(parents=True, exist_ok=True)
         os.umask(0o177)
         path.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def rows_of(view: View, table: Table) -> Sequence[Any]:
     """Return the rows of a table, or the only one; none where it was not measured."""
     found: Any = view
     for name in table.name.split("."):
-        found = getattr(found, name)
+        found = None if found is None else getattr(found, name)
     if found is None:
         return ()
     return found if isinstance(found, Sequence) else (found,)

@@ -230,6 +230,11 @@ def _drop_oldest(table: dict[Any, Any], keep: int) -> None:
         del table[next(iter(table))]
 
 
+def sizes(hierarchies: int) -> dict[str, int]:
+    """Return the bytes of the ring: each container has a cgroup in each hierarchy."""
+    return {"cgroup_events": _RING if hierarchies == 1 else 2 * _RING}
+
+
 class CgroupWatch:
     """The running cgroup programs: each cgroup that appears or goes is a record."""
 
@@ -244,8 +249,7 @@ class CgroupWatch:
         bpf = BpfObject.named("cgroup")
         try:
             bpf.set_constant("hierarchies", sum(1 << n for n in followed).to_bytes(8, "little"))
-            if len(followed) > 1:  # each container has a cgroup in each of them
-                bpf.set_max_entries("cgroup_events", 2 * _RING)
+            bpf.resize(sizes(len(followed)))
             bpf.load().attach()
             return cls(bpf)
         except BaseException:

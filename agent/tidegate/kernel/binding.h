@@ -5,6 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <errno.h>
+#include <sys/mount.h>
+#include <unistd.h>
+#include <linux/if_link.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
@@ -103,6 +106,106 @@ static int tidegate_program_info(int fd, struct tidegate_program_info *info)
 	info->recursion_misses = kernel.recursion_misses;
 	info->counts_misses = size >= offsetof(struct bpf_prog_info, recursion_misses) + sizeof(__u64);
 	return 0;
+}
+
+/* The name of any loaded program, in BPF_OBJ_NAME_LEN bytes; takes CAP_SYS_ADMIN. */
+static int tidegate_program_name(__u32 id, char *name)
+{
+	struct bpf_prog_info kernel = {};
+	__u32 size = sizeof(kernel);
+	int fd = bpf_prog_get_fd_by_id(id), error;
+
+	if (fd < 0)
+		return -errno;
+	error = bpf_obj_get_info_by_fd(fd, &kernel, &size) ? -errno : 0;
+	close(fd);
+	memcpy(name, kernel.name, sizeof(kernel.name));
+	return error;
+}
+
+/* A link of an XDP program, in just the mode that flags say: libbpf's own call picks one and keeps it to
+ * itself.
+ */
+static int tidegate_link_xdp(int program, int ifindex, __u32 flags)
+{
+	LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = flags);
+	int fd = bpf_link_create(program, ifindex, BPF_XDP, &opts);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* Attach in native mode by netlink, which says in words why it fails (and bpf(2) doesn't), and detach at once
+ * if it did not.
+ */
+static int tidegate_try_xdp(int program, int ifindex)
+{
+	LIBBPF_OPTS(bpf_xdp_attach_opts, opts, .old_prog_fd = program);
+	int error = bpf_xdp_attach(ifindex, program, XDP_FLAGS_DRV_MODE | XDP_FLAGS_UPDATE_IF_NOEXIST, NULL);
+
+	if (!error)
+		bpf_xdp_detach(ifindex, XDP_FLAGS_DRV_MODE | XDP_FLAGS_REPLACE, &opts);
+	return error;
+}
+
+struct tidegate_xdp {
+	__u32 program, mode; /* one of those that are attached; XDP_ATTACHED_* of linux/if_link.h */
+};
+
+static int tidegate_xdp(int ifindex, struct tidegate_xdp *found)
+{
+	LIBBPF_OPTS(bpf_xdp_query_opts, opts);
+	int error = bpf_xdp_query(ifindex, 0, &opts);
+
+	found->program = opts.prog_id ?: opts.drv_prog_id ?: opts.skb_prog_id ?: opts.hw_prog_id;
+	found->mode = opts.attach_mode;
+	return error;
+}
+
+struct tidegate_link_info {
+	__u32 type, program, ifindex;
+};
+
+static int tidegate_link_info(int fd, struct tidegate_link_info *info)
+{
+	struct bpf_link_info kernel = {};
+	__u32 size = sizeof(kernel);
+
+	if (bpf_obj_get_info_by_fd(fd, &kernel, &size))
+		return -errno;
+	info->type = kernel.type;
+	info->program = kernel.prog_id;
+	info->ifindex = kernel.type == BPF_LINK_TYPE_XDP ? kernel.xdp.ifindex : 0;
+	return 0;
+}
+
+struct tidegate_map_info {
+	__u32 id, type, key_size, value_size, max_entries, flags;
+};
+
+static int tidegate_map_info(int fd, struct tidegate_map_info *info)
+{
+	struct bpf_map_info kernel = {};
+	__u32 size = sizeof(kernel);
+
+	if (bpf_obj_get_info_by_fd(fd, &kernel, &size))
+		return -errno;
+	info->id = kernel.id;
+	info->type = kernel.type;
+	info->key_size = kernel.key_size;
+	info->value_size = kernel.value_size;
+	info->max_entries = kernel.max_entries;
+	info->flags = kernel.map_flags;
+	return 0;
+}
+
+static int tidegate_mount_bpffs(const char *source, const char *path)
+{
+	return mount(source, path, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700") ? -errno : 0;
+}
+
+static int tidegate_unmount(const char *path)
+{
+	return umount2(path, UMOUNT_NOFOLLOW) ? -errno : 0;
 }
 
 static int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size, __u32 repeat,

@@ -39,6 +39,7 @@ __u32 bpf_map__max_entries(const struct bpf_map *map);
 __u32 bpf_map__map_flags(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, __u32 max_entries);
 int bpf_map__pin(struct bpf_map *map, const char *path);
+int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 bool bpf_map__is_pinned(const struct bpf_map *map);
 
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
@@ -51,8 +52,12 @@ int bpf_map_lookup_and_delete_batch(int fd, void *in_batch, void *out_batch, voi
                                     __u32 *count, const void *opts);
 int bpf_iter_create(int link_fd);
 int bpf_obj_get(const char *path);
+int bpf_obj_pin(int fd, const char *path);
+int bpf_link_update(int link_fd, int new_prog_fd, const void *opts);
+int bpf_link_detach(int link_fd);
 int bpf_enable_stats(int type);
 int libbpf_num_possible_cpus(void);
+int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 
 typedef int (*ring_buffer_sample_fn)(void *ctx, void *data, size_t size);
 struct ring_buffer *ring_buffer__new(int map_fd, ring_buffer_sample_fn sample, void *ctx, const void *opts);
@@ -63,6 +68,9 @@ int ring_buffer__epoll_fd(const struct ring_buffer *rb);
 extern "Python" int tidegate_on_sample(void *ctx, void *data, size_t size);
 
 struct tidegate_program_info { __u32 id; int counts_misses; __u64 run_time_ns, run_cnt, recursion_misses; ...; };
+struct tidegate_xdp { __u32 program, mode; ...; };
+struct tidegate_link_info { __u32 type, program, ifindex; ...; };
+struct tidegate_map_info { __u32 id, type, key_size, value_size, max_entries, flags; ...; };
 void tidegate_log_start(void);
 const char *tidegate_log(void);
 void *tidegate_variable(struct bpf_object *obj, const char *section, const char *name, __u32 *size,
@@ -70,6 +78,14 @@ void *tidegate_variable(struct bpf_object *obj, const char *section, const char 
 int tidegate_program_info(int fd, struct tidegate_program_info *info);
 int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size, __u32 repeat,
                       __u32 *retval, __u32 *duration);
+int tidegate_program_name(__u32 id, char *name);
+int tidegate_link_xdp(int program, int ifindex, __u32 flags);
+int tidegate_try_xdp(int program, int ifindex);
+int tidegate_xdp(int ifindex, struct tidegate_xdp *found);
+int tidegate_link_info(int fd, struct tidegate_link_info *info);
+int tidegate_map_info(int fd, struct tidegate_map_info *info);
+int tidegate_mount_bpffs(const char *source, const char *path);
+int tidegate_unmount(const char *path);
 int tidegate_kernel_has_btf(void);
 struct bpf_link *tidegate_attach_iter(const struct bpf_program *prog, int map_fd);
 __u32 tidegate_sparse(const void *values, __u32 count, __u32 value_size, __u32 offset, const __u32 *slots,

@@ -56,6 +56,80 @@ class OomLimit(IntEnum):
     OOM_NAME_MAX = 96
 
 
+class Ratelimit(IntEnum):
+    BYTE_SHIFT = 16
+    GUARD_SHIFT = 27
+
+
+class RatelimitDimension(IntEnum):
+    SYN = 0
+    PACKETS = 1
+    BYTES = 2
+    COUNT = 3
+
+
+class RatelimitListed(IntEnum):
+    NOT = 0
+    ALLOWED = 1
+    DENIED = 2
+    BANNED = 3
+
+
+class RatelimitMode(IntEnum):
+    OFF = 0
+    MONITOR = 1
+    ENFORCE = 2
+    COUNT = 3
+
+
+class RatelimitNote(IntEnum):
+    GUARDED = 0
+    CONTENDED = 1
+    EXTENSIONS = 2
+    FRAGMENTS = 3
+    COUNT = 4
+
+
+class RatelimitPolicyNumber(IntEnum):
+    RATELIMIT_POLICY_NONE = 0
+    RATELIMIT_POLICY_DEFAULT = 1
+    RATELIMIT_POLICY_MAX = 64
+    RATELIMIT_POLICY_PORTLESS = 65535
+
+
+class RatelimitReason(IntEnum):
+    NOT_IP = 0
+    TRUNCATED = 1
+    MALFORMED = 2
+    VLANS = 3
+    PROTOCOL = 4
+    PORT = 5
+    ALLOWED = 6
+    WITHIN = 7
+    DENIED = 8
+    BANNED = 9
+    SYN = 10
+    PACKETS = 11
+    BYTES = 12
+    SYN_WIDE = 13
+    PACKETS_WIDE = 14
+    BYTES_WIDE = 15
+    COUNT = 16
+
+
+class RatelimitVerdict(IntEnum):
+    PASS = 0
+    DROP = 1
+    WOULD_DROP = 2
+    COUNT = 3
+
+
+class RatelimitWidth(IntEnum):
+    NARROW = 0
+    WIDE = 1
+    COUNT = 2
+
+
 class TcpCgroup(IntEnum):
     KERNEL = 2147483647
 
@@ -242,6 +316,102 @@ class PortsWaiting(NamedTuple):
 
 
 PORTS_WAITING = Struct("<IIII")
+
+
+class RatelimitBan(NamedTuple):
+    until_ns: int
+    packets: int
+
+
+RATELIMIT_BAN = Struct("<QQ")
+
+
+class RatelimitCount(NamedTuple):
+    packets: int
+    bytes: int
+
+
+RATELIMIT_COUNT = Struct("<QQ")
+
+
+class RatelimitKey(NamedTuple):
+    source: int
+    policy: int
+    family: int
+    width: int
+    pad: int
+
+
+RATELIMIT_KEY = Struct("<QHBBI")
+
+
+class RatelimitLimit(NamedTuple):
+    cost: int
+    tolerance_ns: int
+
+
+RATELIMIT_LIMIT = Struct("<QQ")
+
+
+class RatelimitPolicy(NamedTuple):
+    limits: bytes
+
+
+RATELIMIT_POLICY = Struct("<96s")
+
+
+class RatelimitPorts(NamedTuple):
+    tcp: bytes
+    udp: bytes
+
+
+RATELIMIT_PORTS = Struct("<4s4s")
+RATELIMIT_PORTS_TCP = Struct("<4B")
+RATELIMIT_PORTS_UDP = Struct("<4B")
+
+
+class RatelimitPrefix(NamedTuple):
+    length: int
+    address: bytes
+
+
+RATELIMIT_PREFIX = Struct("<I16s")
+RATELIMIT_PREFIX_ADDRESS = Struct("<16B")
+
+
+class RatelimitSimulation(NamedTuple):
+    now_ns: int
+    verdict: int
+    reason: int
+
+
+RATELIMIT_SIMULATION = Struct("<QII")
+
+
+class RatelimitSource(NamedTuple):
+    arrivals: bytes
+    listed: int
+    packets: int
+    refused: int
+
+
+RATELIMIT_SOURCE = Struct("<24sQQQ")
+RATELIMIT_SOURCE_ARRIVALS = Struct("<3Q")
+
+
+class RatelimitState(NamedTuple):
+    mode: int
+    slot: int
+    generation: int
+    divides: int
+    lists: int
+    lease_ns: int
+    seed: int
+    inserts: int
+    sketch_mask: int
+
+
+RATELIMIT_STATE = Struct("<BBBBIQQII")
 
 
 class TcpCounts(NamedTuple):

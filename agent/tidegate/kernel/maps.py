@@ -16,7 +16,8 @@ from tidegate.kernel.libbpf import check, check_pointer, ffi, lib, start_log
 
 BATCH = 4096
 ANY, NOEXIST, EXIST = 0, 1, 2
-_HASHES = (1, 5, 9, 10)  # enum bpf_map_type: hash, per-CPU hash, LRU hash, per-CPU LRU hash
+# enum bpf_map_type: hash, per-CPU hash, LRU hash, per-CPU LRU hash, trie
+_KEYED = (1, 5, 9, 10, 11)
 #: Makes buffers of megabytes without writing zeros into pages that a small read never touches.
 _unset = ffi.new_allocator(should_clear_after_alloc=False)
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
@@ -34,9 +35,9 @@ class Map:
         self.key_size: int = lib.bpf_map__key_size(pointer)
         self.value_size: int = lib.bpf_map__value_size(pointer)
         self.max_entries: int = lib.bpf_map__max_entries(pointer)
-        self.is_hash: bool = lib.bpf_map__type(pointer) in _HASHES
+        self.is_keyed: bool = lib.bpf_map__type(pointer) in _KEYED
         self._pointer = pointer
-        self._grows = self.is_hash and bool(lib.bpf_map__map_flags(pointer) & _NO_PREALLOC)
+        self._grows = self.is_keyed and bool(lib.bpf_map__map_flags(pointer) & _NO_PREALLOC)
         self._fdinfo: int | None = None
         self._memory: int | None = None
         self._empty: int | None = None
@@ -74,6 +75,26 @@ class Map:
             raise KeyError(key)
         check(result, f"map {self.name}: look-up and delete")
         return bytes(ffi.buffer(value, self.value_size))
+
+    def per_cpu(self, key: bytes) -> list[bytes]:
+        """Read one element of a per-CPU map: the value of each possible CPU."""
+        # linux/bpf.h: each CPU's value is rounded up to 8 bytes.
+        cpus, room = check(lib.libbpf_num_possible_cpus(), "possible CPUs"), (self.value_size + 7) // 8 * 8
+        values = ffi.new("char[]", cpus * room)
+        result = lib.bpf_map_lookup_elem(self.fd, self._sized(key), values)
+        if result < 0 and ffi.errno == errno.ENOENT:
+            raise KeyError(key)
+        check(result, f"map {self.name}: look-up")
+        return [bytes(ffi.buffer(values + cpu * room, self.value_size)) for cpu in range(cpus)]
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield the keys one by one, for maps that have no batches, as tries; none may be deleted meanwhile."""
+        key, following = ffi.NULL, ffi.new("char[]", self.key_size)
+        while (result := lib.bpf_map_get_next_key(self.fd, key, following)) == 0:
+            yield bytes(ffi.buffer(following, self.key_size))
+            key, following = following, ffi.new("char[]", self.key_size)
+        if ffi.errno != errno.ENOENT:
+            check(result, f"map {self.name}: next key")
 
     def batches(self, batch: int = BATCH, *, delete: bool = False) -> Iterator[tuple[int, Any, Any]]:
         """Read the whole map in batches, with ``delete`` emptying it.
@@ -133,8 +154,9 @@ class Map:
     def weigh_entry(self) -> None:
         """Learn what the kernel charges for an entry; to be called before any program can use the map.
 
-        Makes :meth:`entries` a division. Only of a hash whose entries are allocated one by one, since Linux 6.4
-        (304849a27b34 "bpf: hashtab memory usage"); before that the charge is a guess from ``max_entries``.
+        Makes :meth:`entries` a division. Only of a hash or trie whose entries are allocated one by one, since
+        Linux 6.4 (304849a27b34 "bpf: hashtab memory usage"); before that the charge is a guess from
+        ``max_entries``.
         """
         if not self._grows or lib.bpf_map__is_pinned(self._pointer):
             return
@@ -146,7 +168,7 @@ class Map:
             self._empty, self._entry = empty, one - empty
 
     def entries(self) -> int | None:
-        """Return how many entries a hash has that allocates them one by one; None for every other map.
+        """Return how many entries a hash or trie has that allocates them one by one; None for every other map.
 
         From the bytes charged, which the kernel computes from its own exact count. Where it doesn't, entries are
         counted one by one (15 ms for 60,000), and again only after 10 s.

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tidegate.errors import UnavailableError
+from tidegate.kernel.charge import MapShape
 from tidegate.kernel.libbpf import check, check_pointer, ffi, lib, start_log
 from tidegate.kernel.maps import Map
+from tidegate.kernel.pins import unfit
 from tidegate.model.snapshot import MapHealth
 
 OBJECTS = Path(__file__).parent / "objects"
@@ -198,6 +200,41 @@ class BpfObject:
         result = lib.bpf_map__set_max_entries(self._map_pointers[name], entries)
         check(result, f"map {name}: set size to {entries}")
 
+    def pin_maps(self, directory: Path, names: Iterable[str]) -> list[str]:
+        """Share maps by pins in ``directory`` with other objects and later processes; just before the load.
+
+        A pinned map of the same shape is used with what is in it. One of another shape loses its pin, to which a
+        new map comes: programs that have the old one go on with it until they are replaced. Returns the names of
+        those.
+        """
+        wanted = {shape.name: shape for shape in self.shapes() if shape.name in set(names)}
+        aside = unfit(directory, wanted)
+        for name in aside:
+            (directory / name).unlink()
+        for name in wanted:
+            result = lib.bpf_map__set_pin_path(self._map_pointers[name], os.fsencode(directory / name))
+            check(result, f"map {name}: set pin")
+        return aside
+
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        """Set the sizes of several maps, by name, before the object is loaded."""
+        for name, entries in sizes.items():
+            self.set_max_entries(name, entries)
+
+    def shapes(self) -> list[MapShape]:
+        """Return what its maps are made with; needs neither privilege nor a load."""
+        return [
+            MapShape(
+                name=name,
+                type=lib.bpf_map__type(pointer),
+                key_size=lib.bpf_map__key_size(pointer),
+                value_size=lib.bpf_map__value_size(pointer),
+                max_entries=lib.bpf_map__max_entries(pointer),
+                flags=lib.bpf_map__map_flags(pointer),
+            )
+            for name, pointer in self._map_pointers.items()
+        ]
+
     def load(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Self:
         """Verify and load the programs; refuse maps whose (key, value) sizes differ from ``sizes``."""
         start_log()
@@ -281,10 +318,15 @@ def statistics_on() -> Iterator[None]:
         os.close(fd)
 
 
+def possible_cpus() -> int:
+    """Return for how many CPUs the kernel of this host keeps values that each CPU has."""
+    return check(lib.libbpf_num_possible_cpus(), "possible CPUs")
+
+
 def map_health(bpf: BpfObject) -> dict[str, MapHealth]:
     """Return how full an object's own maps are; the limit only where it counts entries that come and go."""
     return {
-        name: MapHealth(entries=m.entries(), limit=m.max_entries if m.is_hash else None, bytes=m.memory())
+        name: MapHealth(entries=m.entries(), limit=m.max_entries if m.is_keyed else None, bytes=m.memory())
         for name, m in bpf.maps.items()
         if "." not in name  # libbpf's data sections
     }

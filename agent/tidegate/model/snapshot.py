@@ -13,6 +13,7 @@ from tidegate.model.disk import DiskRow, ServiceDiskRow
 from tidegate.model.fields import Role
 from tidegate.model.finding import Finding
 from tidegate.model.histogram import Distribution
+from tidegate.model.limiter import Limiter
 from tidegate.model.ports import ListenerRow, NamespaceRow, PortsRow
 from tidegate.model.resources import NodeResources, ResourceRow
 
@@ -207,6 +208,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 class View(Snapshot, frozen=True, kw_only=True):
     """The snapshot with what the agent concluded from it: all that an output may show."""
 
+    limiter: Limiter | None = None
     sources: None = None
     pools: None = None
     findings: tuple[Finding, ...] | None = None

@@ -37,6 +37,12 @@ _VARIANTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
+def sizes(max_rows: int, max_requests: int) -> dict[str, int]:
+    """Return how many entries the maps have that are sized by the config."""
+    rows = dict.fromkeys(("disk_rows_a", "disk_rows_b"), max_rows)
+    return rows | dict.fromkeys(("disk_requests", "disk_bios"), max_requests)
+
+
 def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
     """Load the programs, not yet attached.
 
@@ -58,17 +64,14 @@ def load(max_rows: int, max_requests: int) -> tuple[BpfObject, str]:
 def _load(max_rows: int, max_requests: int, left_out: Iterable[str], constants: Iterable[str]) -> BpfObject:
     bpf = BpfObject.named("disk")
     try:
-        for table in ("disk_rows_a", "disk_rows_b"):
-            bpf.set_max_entries(table, max_rows)
-        for table in ("disk_requests", "disk_bios"):
-            bpf.set_max_entries(table, max_requests)
+        bpf.resize(sizes(max_rows, max_requests))
         for name in constants:
             bpf.set_constant(name, bytes([True]))
         for name in left_out:
             bpf.programs[name].skip()
         row = (layouts.DISK_KEY.size, layouts.DISK_COUNTS.size)
-        sizes = dict.fromkeys(("disk_rows_a", "disk_rows_b", "disk_other"), row)
-        return bpf.load(sizes | {"disk_requests": (8, layouts.DISK_REQUEST.size)})
+        rows = dict.fromkeys(("disk_rows_a", "disk_rows_b", "disk_other"), row)
+        return bpf.load(rows | {"disk_requests": (8, layouts.DISK_REQUEST.size)})
     except BaseException:
         bpf.close()
         raise

@@ -106,6 +106,11 @@ def settings_of(found: layouts.PortsNamespace) -> Settings:
     )
 
 
+def sizes(max_rows: int) -> dict[str, int]:
+    """Return how many entries the maps have that are sized by the config."""
+    return dict.fromkeys(("ports_waiting", "ports_listeners"), max_rows)
+
+
 class PortsSignal:
     """The program that visits a namespace; ports of connections come from the TCP signal's walk."""
 
@@ -119,8 +124,7 @@ class PortsSignal:
         """Load; ``max_rows`` is how many upstreams or listeners one namespace may have."""
         bpf = BpfObject.named("ports")
         try:
-            for name in ("ports_waiting", "ports_listeners"):
-                bpf.set_max_entries(name, max_rows)
+            bpf.resize(sizes(max_rows))
             bpf.load(
                 {
                     "ports_waiting": (layouts.PORTS_KEY.size, layouts.PORTS_WAITING.size),

@@ -64,6 +64,15 @@ class Decoder:
         return self._counts.counts(values)
 
 
+def sizes(max_rows: int, max_sockets: int, max_ports: int) -> dict[str, int]:
+    """Return how many entries the maps have that are sized by the config.
+
+    The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
+    """
+    rows = dict.fromkeys(("tcp_rows_a", "tcp_rows_b"), max_rows)
+    return rows | {"tcp_sockets": max_sockets, "tcp_ports": max_ports}
+
+
 def load(max_rows: int, max_sockets: int, max_ports: int = 4096) -> tuple[BpfObject, str]:
     """Load the programs, not yet attached.
 
@@ -85,11 +94,7 @@ def _load(max_rows: int, max_sockets: int, max_ports: int, *, walks: bool) -> Bp
     """Load with the walk, or with what counts the ports alone instead of it."""
     bpf = BpfObject.named("tcp")
     try:
-        # The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
-        for table in ("tcp_rows_a", "tcp_rows_b"):
-            bpf.set_max_entries(table, max_rows)
-        bpf.set_max_entries("tcp_sockets", max_sockets)
-        bpf.set_max_entries("tcp_ports", max_ports)
+        bpf.resize(sizes(max_rows, max_sockets, max_ports))
         bpf.set_constant("stores_in_order", bytes([platform.machine() in _IN_ORDER]))
         bpf.programs["tcp_ports_walk" if walks else "tcp_walk"].skip()
         if not walks:

@@ -19,11 +19,13 @@ from typing import Any
 
 import msgspec
 
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _UNSET = 0xFFFFFFFF  # a loginuid of nobody
 #: A file covers this share of the retention at most, so that what is deleted with it is not much younger.
 _SHARE = 10
 _TIDY = 3600.0
+#: A line that has no end for so many seconds will have none.
+_SETTLES = 0.05
 
 
 class Action(StrEnum):
@@ -200,7 +202,7 @@ class Audit:
             raise OSError(errno.EINVAL, "expected a regular file")
         self._fd, self._inode = fd, (status.st_dev, status.st_ino)
         self._first = _first_time(self._path)
-        self._torn = status.st_size > 0 and _last_byte(self._path) != b"\n"
+        self._torn = _is_torn(fd)
         return fd
 
     def _forget(self) -> None:
@@ -285,7 +287,15 @@ class _Time(msgspec.Struct, frozen=True):
     time: str
 
 
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
+def _is_torn(fd: int) -> bool:
+    """Tell whether the last line of a file has no end, and isn't just being written by another process.
+
+    A write that crosses a page shows its first part before the rest.
+    """
+    size = os.fstat(fd).st_size
+    while size > 0 and os.pread(fd, 1, size - 1) != b"\n":
+        time.sleep(_SETTLES)
+        before, size = size, os.fstat(fd).st_size
+        if size == before:
+            return True
+    return False

@@ -238,7 +238,8 @@ def test_records_of_several_processes_do_not_mix(tmp_path: Path, max_size: int) 
     assert sorted((line["by"]["pid"], line["details"]["n"]) for line in found) == sorted(
         (writer.pid, number) for writer in writers for number in range(300)
     )
-    assert (len(names(tmp_path)) > 5) == (max_size == 20_000)
+    # How many files is open: one that finds another writer at it writes on, and moves on later.
+    assert (len(names(tmp_path)) > 1) == (max_size == 20_000)
 
 
 def test_who_is_behind_a_peer(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ struct ports {
 };
 
 #define IPV4_FRAGMENT_OFFSET 0x1fff
+#define IPV4_MORE_FRAGMENTS  0x2000
 #define TCP_FLAGS            13
 #define TCP_SYN_ACK_RST_FIN  0x17
 #define TCP_SYN              0x02
@@ -80,7 +81,8 @@ struct ports {
 /* What a parser returns where there is a packet to judge; else a reason. */
 #define PARSED RATELIMIT_REASON_COUNT
 
-static __always_inline int parse_ports(void *at, void *end, __u8 protocol, struct packet *packet)
+/* ``size``: what the packet says that it has from here on. */
+static __always_inline int parse_ports(void *at, void *end, __u8 protocol, __u32 size, struct packet *packet)
 {
 	struct ports *ports = at;
 
@@ -91,6 +93,11 @@ static __always_inline int parse_ports(void *at, void *end, __u8 protocol, struc
 	packet->protocol = protocol;
 	packet->port = bpf_ntohs(ports->destination);
 	if (protocol == IPPROTO_TCP) {
+		if (size < TCP_SMALLEST) {
+			/* The flags are in a later fragment (RFC 1858, section 3.1): it may well be a SYN. */
+			packet->is_syn = 1;
+			return PARSED;
+		}
 		if (at + TCP_SMALLEST > end)
 			return RATELIMIT_REASON_TRUNCATED;
 		packet->is_syn = (*((__u8 *)at + TCP_FLAGS) & TCP_SYN_ACK_RST_FIN) == TCP_SYN;
@@ -101,7 +108,7 @@ static __always_inline int parse_ports(void *at, void *end, __u8 protocol, struc
 static __always_inline int parse_ipv4(void *at, void *end, struct packet *packet)
 {
 	struct ipv4 *ip = at;
-	__u32 length;
+	__u32 length, size = TCP_SMALLEST;
 
 	if ((void *)(ip + 1) > end)
 		return RATELIMIT_REASON_TRUNCATED;
@@ -117,7 +124,16 @@ static __always_inline int parse_ipv4(void *at, void *end, struct packet *packet
 		return ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP ? PARSED
 										  : RATELIMIT_REASON_PROTOCOL;
 	}
-	return parse_ports(at + length, end, ip->protocol, packet);
+	if (bpf_ntohs(ip->fragment) & IPV4_MORE_FRAGMENTS)
+		size = bpf_ntohs(ip->total) - length;
+	return parse_ports(at + length, end, ip->protocol, size, packet);
+}
+
+static __always_inline int is_extension(__u8 next)
+{
+	return next == NEXT_HOP_BY_HOP || next == NEXT_ROUTING || next == NEXT_FRAGMENT ||
+	       next == NEXT_AUTH || next == NEXT_DESTINATION || next == NEXT_MOBILITY || next == NEXT_HIP ||
+	       next == NEXT_SHIM6;
 }
 
 static __always_inline int parse_ipv6(void *at, void *end, struct packet *packet)
@@ -167,11 +183,11 @@ static __always_inline int parse_ipv6(void *at, void *end, struct packet *packet
 			at += 8;
 			break;
 		default:
-			return parse_ports(at, end, next, packet);
+			return parse_ports(at, end, next, TCP_SMALLEST, packet);
 		}
 	}
-	if (next == IPPROTO_TCP || next == IPPROTO_UDP)
-		return parse_ports(at, end, next, packet);
+	if (!is_extension(next))
+		return parse_ports(at, end, next, TCP_SMALLEST, packet);
 	note(RATELIMIT_NOTE_EXTENSIONS);
 	return PARSED;
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
@@ -51,7 +52,7 @@ def judging(loaded: Rig) -> tuple[Rig, Model]:
 
 def ethernet(kind: int | None = None) -> Packet:
     # With both addresses, or scapy asks the network for them.
-    fields = {} if kind is None else {"type": kind}
+    fields: dict[str, Any] = {} if kind is None else {"type": kind}
     return Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", **fields)
 
 
@@ -59,11 +60,11 @@ def syn(port: int = PORT) -> Packet:
     return TCP(sport=40000, dport=port, flags="S")
 
 
-def v4(**fields: object) -> Packet:
+def v4(**fields: Any) -> Packet:
     return ethernet() / IP(src=V4, dst="192.0.2.1", **fields)
 
 
-def v6(**fields: object) -> Packet:
+def v6(**fields: Any) -> Packet:
     return ethernet() / IPv6(src=V6, dst="2001:db8::1", **fields)
 
 
@@ -85,6 +86,7 @@ def first_frag(offset: int, more: bool) -> Packet:
 
 
 SEGMENT = bytes(syn())
+SPLIT = bytes(v4(flags="MF", proto=6) / Raw(SEGMENT[:8]))
 #: What a frame is, the frame, and the reason of the third of its kind: by then SYNs are over their limit, other
 #: packets to that port have none, and what has no ports is within.
 KINDS: dict[str, tuple[Packet | bytes, str]] = {
@@ -116,8 +118,8 @@ KINDS: dict[str, tuple[Packet | bytes, str]] = {
     "IPv4 don't fragment": (v4(flags="DF") / syn(), "syn"),
     "IPv4 reserved bit": (v4(flags="evil") / syn(), "syn"),
     "IPv4 first fragment": (v4(flags="MF") / syn() / bytes(100), "syn"),
-    "IPv4 first fragment without flags": (v4(flags="MF", proto=6) / Raw(SEGMENT[:8]), "syn"),
-    "IPv4 first fragment without flags, padded": (bytes(v4(flags="MF", proto=6) / Raw(SEGMENT[:8])) + bytes(18), "syn"),
+    "IPv4 first fragment without flags": (SPLIT, "syn"),
+    "IPv4 first fragment without flags, padded": (SPLIT + bytes(18), "syn"),
     "IPv4 first fragment of UDP": (v4(flags="MF") / UDP(dport=PORT) / bytes(64), "within"),
     "IPv4 later fragment": (v4(flags="MF", frag=1, proto=6) / Raw(SEGMENT), "within"),
     "IPv4 last fragment": (v4(frag=8191, proto=6) / Raw(SEGMENT), "within"),

@@ -12,6 +12,11 @@
 #define TIME_BITS 56
 #define TIME_MASK ((1ULL << TIME_BITS) - 1)
 #define TRIES     8
+/* By how much CPUs may differ in what they take for now: the time from a packet's clock to its judgment too,
+ * in which another CPU, or the host, can come between. Without it, a bucket that another CPU has just filled
+ * to the brim at a later time would look as if the clock had been set back, and begin anew.
+ */
+#define SKEW_NS (1ULL << 30)
 /* Of the largest packet there is, in bytes, so that what is further ahead comes from a clock that was set
  * back. */
 #define LARGEST 65536
@@ -38,7 +43,7 @@ static __always_inline __u64 ahead(__u64 word, __u8 generation, __u64 now, __u64
 /* The furthest that a bucket can be ahead. */
 static __always_inline __u64 most_ahead(const struct ratelimit_limit *limit, __u32 dimension)
 {
-	return limit->tolerance_ns + cost_of(limit, dimension, LARGEST);
+	return limit->tolerance_ns + cost_of(limit, dimension, LARGEST) + SKEW_NS;
 }
 
 static __always_inline __u64 word_of(__u8 generation, __u64 ns)
@@ -92,6 +97,9 @@ struct bucket {
 	const struct ratelimit_limit *limit;
 	__u32 dimension;
 };
+
+/* The furthest that a cell can be ahead, 13 days: it may be of a source with another limit than who asks. */
+#define SKETCH_AHEAD_NS (1ULL << 50)
 
 /* Where a key has its cells. */
 struct cells {
@@ -156,7 +164,7 @@ static __always_inline __u64 sketch(const struct bucket *bucket, const struct ra
 {
 	struct cells cells = cells_of(bucket, state->seed);
 
-	return sketch_at(&cells, state, now, most_ahead(bucket->limit, bucket->dimension), cost);
+	return sketch_at(&cells, state, now, SKETCH_AHEAD_NS, cost);
 }
 
 #endif

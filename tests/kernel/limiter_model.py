@@ -16,6 +16,8 @@ _TAGS = (b"\x81\x00", b"\x88\xa8")
 _OPTIONS, _FRAGMENT, _AUTH = {0, 43, 60, 135, 139, 140}, 44, 51
 MOST_TAGS, MOST_EXTENSIONS = 2, 6
 _CLOCK = 1 << 56
+#: By how much the clocks of two packets may be out of order.
+_SKEW = 1 << 30
 DIMENSIONS = ("syn", "packets", "bytes")
 
 
@@ -223,4 +225,4 @@ def _ahead(bucket: Mapping[str, int], dimension: str, limit: Limit, now: int) ->
         return 0
     difference = (bucket[dimension] - now + _CLOCK // 2) % _CLOCK - _CLOCK // 2
     # The dearest packet there is: one of 65,536 bytes.
-    return difference if 0 < difference <= limit.tolerance + limit.cost else 0
+    return difference if 0 < difference <= limit.tolerance + limit.cost + _SKEW else 0

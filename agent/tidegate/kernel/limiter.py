@@ -100,7 +100,9 @@ class LimiterMaps:
         )
         _write_changed(self._slots[slot], 0, RATELIMIT_PORTS.size, old_ports, ports)
         self._written[slot] = policies, ports
-        self._write(state._replace(slot=slot, generation=(state.generation + anew) & 0xFF))
+        # Never 0, as which an untouched bucket would have a time, after years of uptime one to come.
+        generation = state.generation % 0xFF + 1 if anew else state.generation
+        self._write(state._replace(slot=slot, generation=generation))
 
     def set_mode(self, mode: int, lease_ns: int) -> None:
         """Change the mode, and until when it is enforced: CLOCK_MONOTONIC, 0 for ever."""

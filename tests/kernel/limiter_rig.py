@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limiter's program under test: packets one by one at a time of the test's choice, half a million a second."""
+"""The limiter's program under test: packets one by one at a time of the test's choice."""
 
 from __future__ import annotations
 

@@ -200,9 +200,10 @@ class Detector:
     def acquire(self, endpoint: str, now: float, attempt: int | None = None) -> bool:
         """Ask whether a connection may be made now; where the endpoint is half open it takes a permit."""
         ep = self._endpoints.get(endpoint)
-        if ep is None or ep.state is _CLOSED or self._out.panic:
+        if ep is None or ep.state is _CLOSED:
             return True
-        return ep.permits is not None and ep.permits.take(attempt, now)
+        taken = ep.permits is not None and ep.permits.take(attempt, now)
+        return taken or self._out.panic or not self._out.acts
 
     def release(self, endpoint: str, attempt: int | None = None) -> None:
         """Give a permit back: the trial was cancelled, or says nothing."""

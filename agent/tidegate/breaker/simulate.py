@@ -4,21 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from tidegate.breaker.engine import Engine
 from tidegate.errors import UsageError
 from tidegate.model.breaker import Decision, Event, Kind
-from tidegate.model.outliers import Freeze, Policy
-
-
-class Member(NamedTuple):
-    """A pool as the config has it."""
-
-    policy: Policy
-    endpoints: tuple[str, ...]
+from tidegate.model.outliers import Freeze, Member
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,8 +39,8 @@ def simulate(
     Raises UsageError at a line that isn't an event, goes back in time, or names what the pools don't have.
     """
     engine = Engine(freeze, seed=seed)
-    for name, (policy, endpoints) in pools.items():
-        engine.set_pool(name, msgspec.structs.replace(policy, mode="enforce"), endpoints, 0.0)
+    for name, member in pools.items():
+        engine.set_pool(name, msgspec.structs.replace(member.policy, mode="enforce"), member.endpoints, 0.0)
     last = 0.0
     for number, text in enumerate(lines, 1):
         if not text.strip():

@@ -7,7 +7,7 @@ percentages 0 to 100, shares 0 to 1; the notations are those of :mod:`tidegate.c
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -68,6 +68,13 @@ class OutlierDetection(msgspec.Struct, frozen=True, kw_only=True):
         return max(LONGEST_EJECTION, self.base_ejection_time)
 
 
+class ConnectionPool(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits that the proxy keeps; what the node really does is compared with them. None: no limit."""
+
+    max_connections: Annotated[int, Meta(ge=1, le=4_294_967_295)] | None = None
+    max_requests_per_connection: Annotated[int, Meta(ge=1, le=4_294_967_295)] | None = None
+
+
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """How an ejected endpoint is tried before it is let back, with ``recovery: probe``."""
 
@@ -111,7 +118,15 @@ class Policy(Handling, frozen=True, kw_only=True):
     outlier_detection: OutlierDetection = OutlierDetection()
     min_healthy: int = 1
     healthy_panic_threshold: int = 0
-    connect_timeout: float = 1.0
+    connect_timeout: Duration = 1.0
+
+
+class Member(NamedTuple):
+    """A pool of the config: its policy, its endpoints, and the limits that its proxy keeps."""
+
+    policy: Policy
+    endpoints: tuple[str, ...]
+    connection_pool: ConnectionPool | None = None
 
 
 class Freeze(msgspec.Struct, frozen=True, kw_only=True):

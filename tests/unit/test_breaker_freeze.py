@@ -8,7 +8,7 @@ import pytest
 
 from tidegate.breaker.engine import Engine
 from tidegate.breaker.freeze import Gate, Together
-from tidegate.model.breaker import Action, Decision, Event, Kind, Vitals
+from tidegate.model.breaker import Action, Decision, Event, Kind, Vitals, Way
 from tidegate.model.outliers import Freeze, OutlierDetection, Policy
 
 pytestmark = pytest.mark.unit
@@ -190,6 +190,16 @@ def test_what_failures_to_connect_have_led_to_just_before_is_taken_back() -> Non
     assert fail(of, 1, 0, 2.0) == ["freeze unrelated_pools", f"uneject {at(0, 0)} frozen"]
     assert of.refused() == {("p1", at(1, 0)): 0}
     assert of.rows()[0].endpoints[0].ejections == 0
+
+
+def test_what_was_ejected_earlier_or_measured_meanwhile() -> None:
+    of = engine(1, 4)
+    for _ in range(3):
+        fail(of, 0, 0, 1.0)
+    assert said(of.vitals(msgspec.structs.replace(WELL, steal=0.5), 11.1)) == ["freeze steal"]
+    of.pool("p0").measure({at(0, number): Way(0.5 if number == 1 else 0.001, 1000, 0) for number in range(1, 4)})
+    assert of.sweep(20.0) == ()
+    assert of.refused() == {("p0", at(0, 0)): 0}
 
 
 def test_it_goes_on_while_they_fail_and_ends_when_they_do_not() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidegate.breaker.engine import Engine
 from tidegate.breaker.pool import Pool
 from tidegate.errors import UsageError
 from tidegate.model.breaker import Action, Decision, Event, Kind, State, Way
@@ -92,6 +91,33 @@ def test_what_began_before_the_ejection_ended_is_not_charged_after_it() -> None:
     assert happen(of, A, *[Kind.CONNECT_TIMEOUT] * 3, now=13.0, started=12.0) == [
         f"eject {A} consecutive_local_origin_failure"
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (Kind.CONNECT_REFUSED, 503),
+        (Kind.CONNECT_UNREACHABLE, 503),
+        (Kind.RESET, 503),
+        (Kind.CONNECT_TIMEOUT, 504),
+        (Kind.HTTP_TIMEOUT, 504),
+    ],
+)
+def test_without_split_failures_stand_for_a_status(kind: Kind, code: int) -> None:
+    plain = msgspec.structs.replace(policy().outlier_detection, split_external_local_origin_errors=False)
+    of = pool(outlier_detection=plain)
+    (decision,) = (decision for _ in range(3) for decision in of.observe(Event(of.name, A, kind), 0.0))
+    assert (decision.reason, decision.evidence["code"]) == ("consecutive_5xx", code)
+
+
+def test_who_is_out_is_no_peer() -> None:
+    endpoints = [f"10.0.1.{number}:1" for number in range(1, 8)]
+    of = pool(*endpoints)
+    for endpoint in endpoints:
+        happen(of, endpoint, 200, count=200)
+    assert happen(of, endpoints[0], 500, count=200) == [f"eject {endpoints[0]} consecutive_5xx"]
+    assert of.sweep(9.0) == ()
+    assert (of.row().success_rate_average, of.row().endpoints[0].success_rate) == (100, None)
 
 
 def test_an_event_may_stand_for_many() -> None:
@@ -321,6 +347,17 @@ def test_ways_beside_those_of_the_peers() -> None:
     assert words(of.sweep(30.0)) == [f"eject {A} rtt"]
 
 
+def test_a_way_is_compared_with_the_others_alone() -> None:
+    of = pool(A, B, C)
+    of.measure({A: Way(0.02, 1000, 0), B: Way(0.001, 1000, 0), C: Way(0.009, 1000, 0)})
+    # The median of 1 and 9 ms is 5; that of 1, 9 and 20 would be 9.
+    assert of.sweep(10.0) == ()
+    of.measure({A: Way(0.026, 1000, 0), B: Way(0.001, 1000, 0), C: Way(0.009, 1000, 0)})
+    (decision,) = of.sweep(20.0)
+    assert decision.evidence["rtt_seconds"] == 0.026
+    assert decision.evidence["rtt_seconds_of_peers"] == pytest.approx(0.005)
+
+
 def test_ways_of_too_few_or_all_alike() -> None:
     of = pool(A, B, C)
     of.measure({A: Way(0.5, 1000, 500), B: Way(0.001, 1000, 0)})
@@ -329,57 +366,3 @@ def test_ways_of_too_few_or_all_alike() -> None:
     assert of.sweep(20.0) == ()
     of.measure({A: Way(None, 1000, 0), B: Way(0.001, 1000, 0), C: Way(0.002, 1000, 0)})
     assert of.sweep(30.0) == ()
-
-
-# The engine.
-
-
-def test_pools_have_their_own_beats() -> None:
-    engine = Engine()
-    engine.set_pool("a", policy(), (A,), 0.0)
-    quick = msgspec.structs.replace(policy().outlier_detection, interval=1.5)
-    engine.set_pool("b", policy(outlier_detection=quick), (B,), 1.0)
-    assert engine.next_sweep == 2.5
-    engine.sweep(2.5)
-    assert engine.next_sweep == 4.0
-    engine.sweep(10.0)
-    assert engine.next_sweep == 11.5
-    engine.remove_pool("b", 11.0)
-    assert engine.next_sweep == 20.0
-
-
-def test_a_pool_that_goes_lets_its_endpoints_back() -> None:
-    engine = Engine()
-    engine.set_pool("a", policy(), (A, B), 0.0)
-    for _ in range(3):
-        engine.observe(Event("a", A, Kind.CONNECT_REFUSED), 0.0)
-    assert engine.refused() == {("a", A): 0}
-    assert words(engine.remove_pool("a", 1.0)) == [f"uneject {A} removed"]
-    with pytest.raises(UsageError, match=r"expected one of the pools \(none\), found 'a'"):
-        engine.pool("a")
-    assert engine.observe(Event("a", A, Kind.RESET), 2.0) == ()
-    assert (engine.unknown, engine.rows()) == (1, ())
-
-
-def test_jitter_is_within_its_bounds_and_seeded() -> None:
-    def untils(seed: int) -> list[float | None]:
-        engine = Engine(seed=seed)
-        detection = msgspec.structs.replace(policy().outlier_detection, max_ejection_time_jitter=4.0)
-        engine.set_pool("a", policy(outlier_detection=detection), [f"10.0.1.{n}:1" for n in range(1, 31)], 0.0)
-        events = [Event("a", f"10.0.1.{n}:1", Kind.HTTP, 500, count=3) for n in range(1, 31)]
-        return [decision.until for event in events for decision in engine.observe(event, 0.0)]
-
-    first = untils(1)
-    assert first == untils(1) != untils(2)
-    assert len(set(first)) > 20
-    assert all(until is not None and 10.0 <= until <= 14.0 for until in first)
-
-
-def test_a_percentage_that_is_enforced_is_about_that() -> None:
-    engine = Engine(seed=3)
-    detection = msgspec.structs.replace(policy().outlier_detection, enforcing_consecutive_5xx=30)
-    endpoints = [f"10.0.{n >> 8}.{n & 255}:1" for n in range(1000)]
-    engine.set_pool("a", policy(outlier_detection=detection), endpoints, 0.0)
-    said = [engine.observe(Event("a", at, Kind.HTTP, 500, count=3), 0.0)[0].action for at in endpoints]
-    assert 250 <= said.count(Action.EJECT) <= 350
-    assert said.count(Action.EJECT) + said.count(Action.LOG_ONLY) == 1000

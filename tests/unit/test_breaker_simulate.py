@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tidegate.breaker.configured import members
 from tidegate.breaker.simulate import action, simulate
+from tidegate.cli.main import app
 from tidegate.config import parse
 from tidegate.errors import UsageError
 from tidegate.model.outliers import Freeze
@@ -99,3 +102,17 @@ def test_pools_that_fail_together_freeze() -> None:
 def test_what_is_wrong_has_its_line(lines: list[str | bytes], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         actions(*lines)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    config, events = tmp_path / "c.yaml", tmp_path / "events.jsonl"
+    config.write_bytes(CONFIG)
+    events.write_text("\n".join(line(float(t), code=503) for t in range(3)), encoding="utf-8")
+    argv = ["breaker", "simulate", "--config", str(config), "--events", str(events)]
+    for more in ([], ["--json"]):
+        result = CliRunner().invoke(app, argv + more)
+        (found,) = [json.loads(text) for text in result.stdout.splitlines()]
+        assert (result.exit_code, found["action"], found["until"]) == (0, "eject", 32.0)
+    result = CliRunner().invoke(app, [*argv[:-1], str(tmp_path / "none")])
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).endswith("none can't be read: No such file or directory")

@@ -11,10 +11,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from tidegate.breaker.configured import resolve
 from tidegate.config import load, to_builtins, to_yaml
 from tidegate.config import schema as schema_of
-from tidegate.config.nodes import compose
 from tidegate.errors import ConfigError
 from tidegate.ratelimit.lists import complaints_of
 
@@ -49,6 +47,9 @@ def check(file: Annotated[Path, typer.Argument(help="Config file.")], json: Json
 
 def _check(file: Path) -> list[str]:
     """Return the warnings; raises ConfigError with all errors."""
+    from tidegate.breaker.configured import resolve  # noqa: PLC0415 - of no use to the agent, which is a command too
+    from tidegate.config.nodes import compose  # noqa: PLC0415
+
     config = load(file)
     pools = resolve(config.pools)
     tree = compose(file.read_bytes(), str(file))[0] if config.pools else None

@@ -10,8 +10,6 @@ from typing import Annotated
 import typer
 
 from tidegate.errors import ConfigError
-from tidegate.importers.istio import read
-from tidegate.importers.written import as_json, lines
 
 app = typer.Typer(help="Print the config that another program's config asks for.", no_args_is_help=True)
 
@@ -27,6 +25,9 @@ def istio(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.", show_default=False)] = False,
 ) -> None:
     """Print the pools of an Istio DestinationRule, with a comment on every part that has no equivalent."""
+    from tidegate.importers.istio import read  # noqa: PLC0415 - of no use to the agent
+    from tidegate.importers.written import as_json, lines  # noqa: PLC0415
+
     try:
         text = file.read_bytes()
     except OSError as error:

@@ -135,7 +135,7 @@ DETECTIONS = [
         22,
         "external and local success rates apart",
         all_of("1 * okx200\n1 e refusedx200\n10 sweep"),
-        ["1 log_only e consecutive_local_origin_failure"] * 40 + ["10 eject e local_origin_success_rate"],
+        ["1 log_only e consecutive_local_origin_failure"] * 40 + ["10 eject e success_rate_local_origin"],
         detection={"enforcing_consecutive_local_origin_failure": 0},
         hosts=FIVE,
         check=lambda run: (
@@ -167,7 +167,7 @@ DETECTIONS = [
         25,
         "local failure percentage",
         all_of("1 * okx200\n1 e refusedx200\n10 sweep"),
-        ["10 log_only e local_origin_success_rate", "10 eject e failure_percentage_local_origin"],
+        ["10 log_only e success_rate_local_origin", "10 eject e failure_percentage_local_origin"],
         detection={
             "consecutive_local_origin_failure": 0,
             "enforcing_local_origin_success_rate": 0,

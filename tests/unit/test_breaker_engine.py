@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.test_breaker_pool import A, B, policy, words
 from tidegate.breaker.engine import Engine
+from tidegate.breaker.repeats import Repeats
 from tidegate.errors import UsageError
 from tidegate.model.breaker import Action, Event, Kind
 
@@ -72,3 +73,18 @@ def test_a_percentage_that_is_enforced_is_about_that() -> None:
     said = [engine.observe(Event("a", at, Kind.HTTP, 500, count=3), 0.0)[0].action for at in endpoints]
     assert 250 <= said.count(Action.EJECT) <= 350
     assert said.count(Action.EJECT) + said.count(Action.LOG_ONLY) == 1000
+
+
+def test_a_log_has_each_transition_and_the_first_word_of_the_rest() -> None:
+    engine, repeats = Engine(), Repeats(10.0)
+    engine.set_pool("a", policy(min_healthy=1), (A, B), 0.0)
+    found = [
+        d for n in range(300) for at in (A, B) for d in engine.observe(Event("a", at, Kind.HTTP, 500), n / 20)
+    ]
+    assert len(found) == 101
+    assert words(tuple(repeats.news(found))) == [
+        f"eject {A} consecutive_5xx", f"overflow {B} consecutive_5xx", f"overflow {B} consecutive_5xx",
+    ]  # fmt: skip
+    (detections,) = engine.rows()[0].endpoints[1].detections
+    assert (detections.action, detections.count) == ("overflow", 100)
+    assert words(tuple(repeats.news(engine.sweep(20.0)))) == [f"uneject {A} elapsed"]

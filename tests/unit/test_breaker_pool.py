@@ -120,6 +120,29 @@ def test_who_is_out_is_no_peer() -> None:
     assert (of.row().success_rate_average, of.row().endpoints[0].success_rate) == (100, None)
 
 
+@pytest.mark.parametrize("kind", [500, Kind.CONNECT_REFUSED])
+def test_who_tells_failures_at_once_and_successes_in_sums(kind: Kind | int) -> None:
+    of = pool()
+    assert happen(of, A, kind, run=1) == happen(of, A, kind, run=2) == []
+    assert happen(of, A, kind, run=1) == []  # there was a success in between
+    assert happen(of, A, kind, run=2) == []
+    assert [line.split()[0] for line in happen(of, A, kind, run=3)] == ["eject"]
+    of.sweep(10.0)
+    # The sender goes on counting; the endpoint begins anew.
+    assert happen(of, A, kind, now=11.0, run=4) == happen(of, A, kind, now=11.0, run=5) == []
+
+
+def test_a_connection_that_was_well_again_may_fail_again() -> None:
+    of = pool()
+    for _ in range(2):
+        happen(of, A, Kind.HTTP_TIMEOUT, attempt=5)
+    assert of.row().endpoints[0].consecutive_local_origin_failure == 1
+    happen(of, A, 200, attempt=5)
+    happen(of, A, Kind.HTTP_TIMEOUT, attempt=5)
+    assert of.row().endpoints[0].consecutive_local_origin_failure == 1
+    assert of.duplicates == 1
+
+
 def test_an_event_may_stand_for_many() -> None:
     of = pool(A, B)
     assert happen(of, A, 500, count=2) == []
@@ -191,6 +214,14 @@ def test_a_trial_while_this_node_is_ill_gives_its_permit_back() -> None:
     of.acquire(A, 12.0, 2)
     assert words(of.sweep(20.0)) == []
     assert of.refused() == {A: 2}
+
+
+def test_a_failed_trial_that_this_nodes_illness_may_have_led_to_is_taken_back() -> None:
+    of = half_open()
+    happen(of, A, Kind.CONNECT_TIMEOUT, now=11.0)
+    assert of.refused() == {A: 0}
+    assert words(of.freeze(("retransmits",), 12.0, 10.0)) == [f"half_open {A} frozen"]
+    assert (of.refused(), of.row().endpoints[0].ejections) == ({A: 2}, 1)
 
 
 # People.

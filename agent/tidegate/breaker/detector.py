@@ -71,6 +71,11 @@ class Detector:
     def __len__(self) -> int:
         return len(self._endpoints)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its endpoints."""
+        return tuple(self._endpoints)
+
     def has(self, endpoint: str) -> bool:
         """Whether it is an endpoint of this pool."""
         return endpoint in self._endpoints
@@ -87,11 +92,10 @@ class Detector:
         kind, code = event.kind, event.code
         if ep.state is not _CLOSED or self._deaf or kind in _NEUTRAL:
             return NONE if ep.permits is None else self._try(ep, event, now)
-        if event.attempt is not None and kind in CONNECTION_FAILURES and self._is_known(event.attempt):
+        if event.attempt is not None and self._is_known(kind, event.attempt):
             return NONE
-        if event.seconds is not None and self.policy.slow_response_threshold is not None and not self.frozen:
-            ep.timed += event.count
-            ep.slow += event.count * (event.seconds >= self.policy.slow_response_threshold)
+        if event.seconds is not None:
+            self._time(ep, event.seconds, event.count)
         if not self._split:
             if code is None:
                 code = _STATUS.get(kind)
@@ -113,6 +117,9 @@ class Detector:
         if not self._charged(ep, event):
             return NONE
         detection, decisions = self._detection, NONE
+        if event.run is not None and event.run <= ep.run_5xx:
+            ep.run_5xx = event.run - 1
+            ep.run_gateway = min(ep.run_gateway, ep.run_5xx)
         for _ in range(event.count):
             ep.requests += 1
             if code not in _GATEWAY:
@@ -134,6 +141,9 @@ class Detector:
         if not self._charged(ep, event):
             return NONE
         decisions = NONE
+        if event.run is not None and event.run <= ep.run_local:
+            ep.run_local = event.run - 1
+            ep.run_connected = min(ep.run_connected, ep.run_local)
         for _ in range(event.count):
             ep.local_total += 1
             ep.run_local += 1
@@ -160,8 +170,17 @@ class Detector:
             return False
         return event.started is None or event.started >= ep.since
 
-    def _is_known(self, attempt: int) -> bool:
-        """Whether this connection has failed already, in another way of seeing it."""
+    def _time(self, ep: Endpoint, seconds: float, count: int) -> None:
+        threshold = self.policy.slow_response_threshold
+        if threshold is not None and not self.frozen:
+            ep.timed += count
+            ep.slow += count * (seconds >= threshold)
+
+    def _is_known(self, kind: Kind, attempt: int) -> bool:
+        """Whether this connection has failed already, in another way of seeing it; what is well may fail again."""
+        if kind not in CONNECTION_FAILURES:
+            self._failed.pop(attempt, None)
+            return False
         if attempt in self._failed:
             self.duplicates += 1
             return True
@@ -237,7 +256,7 @@ class Detector:
             permits.settle(attempt, success=False)
         if kind in _NEUTRAL or (event.started is not None and event.started < permits.since):
             return False
-        if attempt is not None and kind in CONNECTION_FAILURES and self._is_known(attempt):
+        if attempt is not None and self._is_known(kind, attempt):
             return False
         return permits.holds(attempt) or permits.take(attempt, now)
 

@@ -15,7 +15,7 @@ NONE: tuple[Decision, ...] = ()
 TOLERANCE = 1e-6
 #: These leave a pool's endpoints as they are.
 OFF = ("off", "disabled")
-_CONNECTING = (Reason.CONSECUTIVE_LOCAL_ORIGIN_FAILURE, Reason.LOCAL_ORIGIN_SUCCESS_RATE,
+_CONNECTING = (Reason.CONSECUTIVE_LOCAL_ORIGIN_FAILURE, Reason.SUCCESS_RATE_LOCAL_ORIGIN,
                Reason.FAILURE_PERCENTAGE_LOCAL_ORIGIN)  # fmt: skip
 
 
@@ -135,12 +135,12 @@ class Ejections:
         """Eject it again, as a trial has failed."""
         return (self._open(ep, Reason.PROBE_FAILED, now, evidence),)
 
-    def halve(self, ep: Endpoint, now: float) -> tuple[Decision, ...]:
+    def halve(self, ep: Endpoint, reason: Reason, now: float) -> tuple[Decision, ...]:
         """Let trials through."""
         ep.state, ep.permits = State.HALF_OPEN, Permits(self.policy.probe, now)
         ep.since = now
         evidence: dict[str, Number] = {"permits": ep.permits.left}
-        return (self._decision(ep, Action.HALF_OPEN, Reason.ELAPSED, now, evidence | self._counts(ep)),)
+        return (self._decision(ep, Action.HALF_OPEN, reason, now, evidence | self._counts(ep)),)
 
     def uneject(self, ep: Endpoint, reason: Reason, now: float) -> tuple[Decision, ...]:
         """Let it back; failures before now are no longer charged."""
@@ -165,7 +165,7 @@ class Ejections:
             if until is None or until > now + TOLERANCE:
                 return NONE
             if self.policy.recovery == "probe":
-                return self.halve(ep, now)
+                return self.halve(ep, Reason.ELAPSED, now)
             return self.uneject(ep, Reason.ELAPSED, now)
         if ep.permits is None:
             return NONE

@@ -62,6 +62,11 @@ class Engine:
             raise UsageError(f"expected one of the pools ({', '.join(self._pools) or 'none'}), found {name!r}")
         return pool
 
+    @property
+    def owners(self) -> dict[str, str]:
+        """The pool of each endpoint."""
+        return {address: name for name, pool in self._pools.items() for address in pool.addresses}
+
     # What happens.
 
     def observe(self, event: Event, now: float) -> tuple[Decision, ...]:

@@ -16,7 +16,7 @@ from tidegate.model.outliers import Policy
 #: Ejections that this node's own illness may have led to.
 _DOUBTFUL = (
     Reason.CONSECUTIVE_LOCAL_ORIGIN_FAILURE,
-    Reason.LOCAL_ORIGIN_SUCCESS_RATE,
+    Reason.SUCCESS_RATE_LOCAL_ORIGIN,
     Reason.FAILURE_PERCENTAGE_LOCAL_ORIGIN,
     Reason.PROBE_FAILED,
 )
@@ -112,7 +112,9 @@ class Pool(Detector):
         for ep in self._endpoints.values():
             recent = ep.ejected_at is not None and ep.ejected_at >= now - window
             if ep.state is State.OPEN and ep.reason in _DOUBTFUL and recent:
-                decisions += self._out.uneject(ep, Reason.FROZEN, now)
+                probing = ep.reason is Reason.PROBE_FAILED
+                undo = self._out.halve if probing else self._out.uneject
+                decisions += undo(ep, Reason.FROZEN, now)
                 ep.backoff = max(0, ep.backoff - 1)
             ep.clear_runs()
             ep.clear_counts()

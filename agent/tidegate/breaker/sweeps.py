@@ -52,7 +52,7 @@ def external(detection: OutlierDetection) -> Origin:
 def local(detection: OutlierDetection) -> Origin:
     """Errors of connecting and waiting."""
     return Origin(
-        Reason.LOCAL_ORIGIN_SUCCESS_RATE,
+        Reason.SUCCESS_RATE_LOCAL_ORIGIN,
         detection.enforcing_local_origin_success_rate,
         Reason.FAILURE_PERCENTAGE_LOCAL_ORIGIN,
         detection.enforcing_failure_percentage_local_origin,

@@ -33,7 +33,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     ``code`` is the HTTP status; a connect or a timeout may carry one too, which decides where errors aren't split.
     ``started`` is when the connect or the request began, ``attempt`` what tells connections apart (a socket's
-    cookie), ``seconds`` how long the answer took; each None where it isn't known.
+    cookie), ``seconds`` how long the answer took; each None where it isn't known. ``run`` is for a sender that
+    tells failures at once and successes in sums: how many failures in a row it has seen, this one among them.
     """
 
     pool: str
@@ -44,6 +45,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     attempt: int | None = None
     seconds: float | None = None
     count: int = 1
+    run: int | None = None
 
 
 class Way(msgspec.Struct, frozen=True, gc=False):
@@ -98,13 +100,13 @@ class Action(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why: a detection, or how an ejection ended."""
+    """Why: a detection, by Envoy's name for it, or how an ejection ended."""
 
     CONSECUTIVE_5XX = "consecutive_5xx"
     CONSECUTIVE_GATEWAY_FAILURE = "consecutive_gateway_failure"
     CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "consecutive_local_origin_failure"
     SUCCESS_RATE = "success_rate"
-    LOCAL_ORIGIN_SUCCESS_RATE = "local_origin_success_rate"
+    SUCCESS_RATE_LOCAL_ORIGIN = "success_rate_local_origin"
     FAILURE_PERCENTAGE = "failure_percentage"
     FAILURE_PERCENTAGE_LOCAL_ORIGIN = "failure_percentage_local_origin"
     SLOW_RESPONSE = "slow_response"

@@ -38,6 +38,7 @@ SHARED = (
     "ratelimit_sources",
     "ratelimit_sketch",
     "ratelimit_guards",
+    "ratelimit_pressed",
     "ratelimit_allowed",
     "ratelimit_denied",
     "ratelimit_bans",

@@ -130,6 +130,10 @@ def test_monitor_drops_nothing_and_enforcement_rolls_back(lab: Lab, gateway: Hos
         wait_until(lambda: bool(connects(friend, 1)) and agent.counted("pass", "within") > 0, "port 80 judged")
         assert connects(client, 30) == {OK: 30}
         assert agent.counted("would_drop", "syn") == 25
+        wait_until(lambda: agent.audited() == [("threshold", "10.0.0.0/24", "agent")], "it on the record")
+        heaviest = json.loads(agent.command("top", "--once", "--json").stdout)["sources"][0]
+        assert (heaviest["packets"] >= 30, heaviest["refused"]) == (True, 25)
+        assert heaviest["handle"] == json.loads(agent.ratelimit("top", "--json"))[0]["handle"]
 
         assert "--for" in agent.ratelimit("mode", "enforce")
         assert "load balancer" in agent.ratelimit("mode", "enforce", "--for", "4s")
@@ -140,6 +144,7 @@ def test_monitor_drops_nothing_and_enforcement_rolls_back(lab: Lab, gateway: Hos
         dropped = agent.counted("drop", "syn")
         assert dropped >= 3
         wait_until(lambda: agent.status()["mode"] == "monitor", "rolled back")
+        assert agent.audited()[-1] == ("mode", None, "agent")
         assert connects(client, 3) == {OK: 3}
         assert agent.counted("drop", "syn") == dropped
 
@@ -169,7 +174,8 @@ def test_bans_and_their_end(lab: Lab, gateway: Host, tmp_path: Path) -> None:
         assert connects(client, 1) == {ABORTED: 1}
         wait_until(lambda: connects(client, 1) == {OK: 1}, "let in again")
         me = getpass.getuser()
-        assert agent.audited() == [(action, "10.0.0.0/24", me) for action in ("ban", "unban", "ban")]
+        by_hand = [(action, "10.0.0.0/24", me) for action in ("ban", "unban", "ban")]
+        wait_until(lambda: agent.audited() == [*by_hand, ("unban", "10.0.0.0/24", "agent")], "all on the record")
         assert "10.0.0.17" not in agent.audit.read_text(encoding="utf-8")
 
 

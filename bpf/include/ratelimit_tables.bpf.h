@@ -45,6 +45,15 @@ struct {
 	.values = { [0] = &ratelimit_ports_a, [1] = &ratelimit_ports_b },
 };
 
+/* This node's own addresses, IPv4 as ::ffff:a.b.c.d; only looked at where state.own_only says so. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u8[16]);
+	__type(value, __u64);
+} ratelimit_own SEC(".maps");
+
 /* A table by itself for those that ask for connections: it is the one that spoofed sources fill. */
 struct ratelimit_source_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -48,6 +48,8 @@ STATE = RatelimitState(
     seed=1,
     inserts=1000,
     sketch_mask=1023,
+    own_only=0,
+    pad=0,
 )
 
 

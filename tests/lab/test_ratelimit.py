@@ -219,6 +219,25 @@ def test_what_nginx_refuses_again_and_again_is_banned_at_the_card(lab: Lab, tmp_
         assert nginx.unit
 
 
+@pytest.mark.parametrize(("destinations", "judged"), [("own", 0), ("any", 3)])
+def test_a_router_judges_what_is_for_itself(lab: Lab, tmp_path: Path, destinations: str, judged: int) -> None:
+    """Connects to another node's port 80 pass through one that listens there too."""
+    gateway = lab.host("gateway", 16, {"net.ipv4.ip_forward": "1"})
+    gateway.service("gateway").upstream({PORT: Behaviour.ACCEPT})
+    client = lab.host("client", 17)
+    service = client.service("client")
+    subprocess.run(enter(client.namespace, ["ip", "route", "add", "10.9.0.0/24", "via", GATEWAY]), check=True)
+    with GatewayAgent(gateway, tmp_path, f"{POLICY}, destinations: {destinations}") as agent:
+        wait_until(lambda: reaches(client) and agent.counted("pass", "within") > 0, "port 80 judged")
+        agent.ratelimit("allow", "10.0.0.17")
+        before = agent.counted("pass", "allowed")
+        plan = Plan((Step("10.9.0.1", PORT, 3, give_up=0.2, syn_retries=1),), parallel=1)
+        assert service.generate(plan).of(f"10.9.0.1:{PORT}").outcomes.get(OK, 0) == 0
+        assert agent.counted("pass", "allowed") - before == judged
+        assert connects(service, 1) == {OK: 1}
+        assert agent.counted("pass", "allowed") - before > judged
+
+
 def test_a_killed_agent_judges_on_and_drops_nothing_once_its_lease_is_over(
     lab: Lab, gateway: Host, tmp_path: Path
 ) -> None:

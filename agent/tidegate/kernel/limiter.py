@@ -35,6 +35,7 @@ SHARED = (
     "ratelimit_ports_a",
     "ratelimit_ports_b",
     "ratelimit_ports",
+    "ratelimit_own",
     "ratelimit_syns",
     "ratelimit_sources",
     "ratelimit_sketch",
@@ -109,6 +110,19 @@ class LimiterMaps:
     def set_mode(self, mode: int, lease_ns: int) -> None:
         """Change the mode, and until when it is enforced: CLOCK_MONOTONIC, 0 for ever."""
         self._write(self.state._replace(mode=mode, lease_ns=lease_ns))
+
+    def set_own(self, addresses: Iterable[bytes] | None) -> None:
+        """Judge only what is sent to these addresses, of 16 bytes each; None: whatever the address."""
+        table, wanted = self._maps["ratelimit_own"], set(addresses or ())
+        found = set(table.keys())
+        if addresses is None:
+            self._write(self.state._replace(own_only=False))
+        for address in wanted - found:
+            table[address] = bytes(8)
+        if addresses is not None:
+            self._write(self.state._replace(own_only=True))
+        for address in found - wanted:
+            del table[address]
 
     def set_lists(self, allowed: Iterable[bytes], denied: Iterable[bytes], *, divides: bool) -> None:
         """Replace both lists, keys of ``struct ratelimit_prefix``; ``divides`` as in ``struct ratelimit_state``.

@@ -22,7 +22,7 @@ from tidegate.kernel.layouts import (
     RatelimitWidth,
 )
 from tidegate.ratelimit.admission import check_front, check_session
-from tidegate.ratelimit.keys import Address, Network, ban_key, network_of
+from tidegate.ratelimit.keys import Address, Network, ban_key, mapped, network_of
 from tidegate.ratelimit.listening import Listening
 from tidegate.ratelimit.lists import allow_list, deny_list, divides, holds
 from tidegate.ratelimit.modes import Mode, Modes
@@ -42,6 +42,9 @@ class Tables(Protocol):
 
     def put_in_force(self, policies: bytes, ports: bytes, *, anew: bool) -> None:
         """Let packets be judged by this set; ``anew``: with fresh buckets."""
+
+    def set_own(self, addresses: Iterable[bytes] | None) -> None:
+        """Judge only what is sent to these addresses; None: whatever the address."""
 
     def set_mode(self, mode: int, lease_ns: int) -> None:
         """Change the mode, and until when it is enforced."""
@@ -94,6 +97,7 @@ class Limiter:
         self._by_hand: dict[str, float | None] = {}
         self._needed: list[str] = []
         self._in_force: Compiled | None = None
+        self._own: frozenset[Address] | None = frozenset()  # not known yet
         self._looked_at = self._read_at = float("-inf")
         self._complaints: list[str] = []
         self.tick()
@@ -263,6 +267,10 @@ class Limiter:
         except TidegateError as error:
             log.error("rate limit: %s; the ports stay as they were", error)
             return
+        own = listening.own if self._config.destinations == "own" else None
+        if own != self._own:
+            self._tables.set_own(None if own is None else map(mapped, own))
+            self._own = own
         found = compiled(self._config, listening.tcp, listening.udp)
         before, self._in_force = self._in_force, found
         if found != before:

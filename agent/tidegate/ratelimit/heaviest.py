@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tidegate.kernel.layouts import RatelimitKey, RatelimitSource, RatelimitWidth
 
 #: Buckets of a table that are looked at more closely, so that what is kept doesn't grow with the table.
-CANDIDATES = 4096
+CANDIDATES = 1024
 
 Entry = tuple[RatelimitKey, RatelimitSource]
 
@@ -43,7 +43,7 @@ def sample(
     """Go through both tables once.
 
     The heaviest are those with most refused packets a second, then in all, then those that send most. Of each
-    table the 4,096 buckets with most refused are summed by source, so a source of which a bucket is not among them
+    table the 1,024 buckets with most refused are summed by source, so a source of which a bucket is not among them
     has more than is shown.
     """
     counted = [0, 0]

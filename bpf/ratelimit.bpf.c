@@ -29,6 +29,17 @@ struct judgment {
 	__u8 is_known; /* whether packets and bytes are judged */
 };
 
+/* Whether a packet is for this node itself, as any is that all hosts of a network get. */
+static __always_inline int is_own(const struct packet *packet)
+{
+	__u8 first = packet->family == 4 ? packet->destination[12] : packet->destination[0];
+
+	if (bpf_map_lookup_elem(&ratelimit_own, packet->destination))
+		return 1;
+	return packet->family == 4 ? first >> 4 == 0xe || *(__u32 *)&packet->destination[12] == ~0U
+				   : first == 0xff;
+}
+
 static __always_inline __u32 policy_of(const struct packet *packet, __u32 slot)
 {
 	struct ratelimit_ports *ports;
@@ -183,7 +194,7 @@ static __always_inline __u32 reason_of(struct xdp_md *ctx, const struct ratelimi
 	if (parsed != PARSED)
 		return parsed;
 	policy = policy_of(&packet, slot);
-	if (!policy)
+	if (!policy || (state->own_only && !is_own(&packet)))
 		return RATELIMIT_REASON_PORT;
 	place = slot * RATELIMIT_POLICY_MAX + policy;
 	of.policy = bpf_map_lookup_elem(&ratelimit_policies, &place);

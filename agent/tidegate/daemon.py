@@ -25,9 +25,9 @@ from tidegate.kernel.pins import PINS
 from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
-from tidegate.model.snapshot import Ticks, View
+from tidegate.model.snapshot import MapHealth, Ticks, View
 from tidegate.privacy import Addresses
-from tidegate.ratelimit import METHODS, fields
+from tidegate.ratelimit import METHODS, STARTED_WITH, fields
 from tidegate.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class Agent:
                 queue=config.control.queue,
             )
             await server.start()
+            feed = self._limiter.feed if self._limiter else None
+            if feed is not None:
+                loop.add_reader(feed.fileno(), feed.read)
+                stack.callback(loop.remove_reader, feed.fileno())
             try:
                 log.info(
                     "started: version %s, metrics on %s, control on %s",
@@ -117,8 +121,9 @@ class Agent:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
             log.warning(
-                "reload: control, services.host_root, locations and signals (not interval) take effect at the "
-                "next start"
+                "reload: control, services.host_root, locations, signals (not interval), privacy, audit, and of "
+                "rate_limit %s take effect at the next start",
+                ", ".join(STARTED_WITH),
             )
         log.info("config reloaded")
 
@@ -129,7 +134,7 @@ class Agent:
             ticks = schedule.begin(loop.time(), self.config.signals.interval)
             # In a thread: the swap of tables waits for a grace period, 10 to 30 ms in which clients are served.
             view = await asyncio.to_thread(self._view, measurement, ticks)
-            view = with_losses(view, server.losses())
+            view = with_health(view, server.losses(), {})
             if self._exporter is not None:
                 self._exporter.collector.show(view)
             server.publish(view)
@@ -139,7 +144,11 @@ class Agent:
 
     def _view(self, measurement: Measurement, ticks: Ticks) -> View:
         view = self._advisor.judge(measurement.measure(ticks))
-        return msgspec.structs.replace(view, limiter=self._limiter.tick()) if self._limiter else view
+        if self._limiter is None:
+            return view
+        limiter, sources = self._limiter.tick()
+        view = msgspec.structs.replace(view, limiter=limiter, sources=sources)
+        return with_health(view, self._limiter.losses(), self._limiter.maps())
 
     async def _stopped_before(self, due: float) -> bool:
         delay = due - asyncio.get_running_loop().time()
@@ -164,12 +173,16 @@ class Agent:
 def _for_the_next_start(config: Config) -> tuple[object, ...]:
     """Return the parts of a config that a running agent doesn't change."""
     signals = msgspec.structs.replace(config.signals, interval=Signals().interval)
-    return config.control, signals, config.services.host_root, config.locations
+    limiter = [getattr(config.rate_limit, name) for name in STARTED_WITH]
+    observing = config.control, signals, config.services.host_root, config.locations
+    return *observing, *limiter, config.privacy, config.audit
 
 
-def with_losses(view: View, losses: Mapping[str, int]) -> View:
-    """Return the view with the losses of another part of the agent beside those of the measurement."""
-    health = msgspec.structs.replace(view.health, losses={**view.health.losses, **losses})
+def with_health(view: View, losses: Mapping[str, int], maps: Mapping[str, MapHealth]) -> View:
+    """Return the view with the losses and maps of another part of the agent beside those of the measurement."""
+    health = msgspec.structs.replace(
+        view.health, losses={**view.health.losses, **losses}, maps={**view.health.maps, **maps}
+    )
     return msgspec.structs.replace(view, health=health)
 
 
@@ -179,7 +192,7 @@ def exporter_of(config: Config) -> Exporter | None:
     if listen is None:
         return None
     files = None if tls is None else Tls(cert=tls.cert, key=tls.key, client_ca=tls.client_ca)
-    return Exporter(listen.host, listen.port, (*TABLES, fields.TABLE), files)
+    return Exporter(listen.host, listen.port, (*TABLES, *fields.TABLES), files)
 
 
 def limiter_of(config: Config) -> RunningLimiter | None:

@@ -150,7 +150,12 @@ _SIZED_BY = {
     "disk_rows": "signals.disk.max_rows",
     "disk_requests": "signals.disk.max_requests",
     "disk_bios": "signals.disk.max_requests",
+    "ratelimit_bans": "rate_limit.max_bans",
+    "ratelimit_allowed": "rate_limit.max_prefixes",
+    "ratelimit_denied": "rate_limit.max_prefixes",
 }
+#: Maps that are full as a rule: who was seen last has the place of who was not for longest.
+_EVICT = ("ratelimit_syns", "ratelimit_sources")
 
 #: What each kind of loss means and what mends it.
 _LOSSES = {
@@ -234,6 +239,26 @@ _LOSSES = {
         "idle rows were folded into 'other' to make room",
         "raise services.max_rows or services.max_endpoints",
     ),
+    "feed_lines": (
+        "lines of the proxy's log were cut off, not understood, or dropped by the kernel as they came too fast",
+        "compare its log_format and error_log with docs/rate-limit-feed.md",
+    ),
+    "feed_queue_full": (
+        "times the queue of rate_limit.feed.listen may have been full, and the proxy lost lines",
+        "sysctl -w net.unix.max_dgram_qlen=512, and start the agent again",
+    ),
+    "feed_sources_forgotten": (
+        "sources were forgotten before they reached a threshold of rate_limit.feed, as there were too many",
+        "lower 'within' of its thresholds",
+    ),
+    "feed_bans_refused": (
+        "bans by the proxy's log were not made",
+        "raise rate_limit.feed.ban.at_most and rate_limit.max_bans, or see the agent's log",
+    ),
+    "audit_records": (
+        "records of the audit trail could not be written",
+        "make room, or set audit.file to a path that the agent may write",
+    ),
     "control_clients_slow": (
         "clients of the control socket were dropped because they did not read",
         "have them read faster, or raise control.queue",
@@ -293,7 +318,7 @@ def _lost(health: Health) -> Iterator[Feature]:
 
 def _full_maps(health: Health) -> Iterator[Feature]:
     for name, m in health.maps.items():
-        if m.entries is not None and m.limit is not None and m.entries > FULL * m.limit:
+        if name not in _EVICT and m.entries is not None and m.limit is not None and m.entries > FULL * m.limit:
             key = _SIZED_BY.get(name)
             yield _amiss(
                 f"map:{name}",

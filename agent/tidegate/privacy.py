@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 from collections import OrderedDict
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -19,7 +20,8 @@ _HANDLE = 10
 
 
 class Addresses:
-    """Shows client addresses in one of the modes of ``privacy.client_addresses``; handles are in a bounded table.
+    """Shows client addresses in one of the modes of ``privacy.client_addresses``; handles are in a bounded table,
+    and any thread may ask.
 
     ``key`` is of the hashes. By default it is a new one with each start and in no file: who holds it finds every
     IPv4 address in minutes by trying all of them, and a backup would keep it beside the audit trail. So hashes are
@@ -32,6 +34,7 @@ class Addresses:
         self._handle_key = os.urandom(32)
         self._sources: OrderedDict[str, Source] = OrderedDict()  # by handle, least recently shown first
         self._handles: dict[Source, str] = {}
+        self._turn = threading.Lock()
 
     def shown(self, source: Source) -> str:
         """Return what may be shown of an address or a network: its /24 or /48, its keyed hash, or itself."""
@@ -50,18 +53,19 @@ class Addresses:
         They are a keyed hash, so that they are the same again once a full table has forgotten them.
         """
         network = _narrow(source)
-        handle = self._handles.get(network)
-        if handle is None:
-            digest = _digest(str(network), self._handle_key)
-            length = next(n for n in range(_HANDLE, len(digest) + 1) if digest[:n] not in self._sources)
-            handle = self._handles[network] = digest[:length]
-            self._sources[handle] = network
-            if len(self._sources) > self._most:
-                _, forgotten = self._sources.popitem(last=False)
-                del self._handles[forgotten]
-        else:
-            self._sources.move_to_end(handle)
-        return handle
+        with self._turn:
+            handle = self._handles.get(network)
+            if handle is None:
+                digest = _digest(str(network), self._handle_key)
+                length = next(n for n in range(_HANDLE, len(digest) + 1) if digest[:n] not in self._sources)
+                handle = self._handles[network] = digest[:length]
+                self._sources[handle] = network
+                if len(self._sources) > self._most:
+                    _, forgotten = self._sources.popitem(last=False)
+                    del self._handles[forgotten]
+            else:
+                self._sources.move_to_end(handle)
+            return handle
 
     def source_of(self, handle: str) -> Source | None:
         """Return the source (a network, as the limiter has it) that a handle stands for; None if unknown."""

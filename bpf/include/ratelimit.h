@@ -27,7 +27,7 @@ enum ratelimit_reason {
 	RATELIMIT_REASON_MALFORMED = 2, /* a version or length that can't be */
 	RATELIMIT_REASON_VLANS = 3,     /* more than two tags */
 	RATELIMIT_REASON_PROTOCOL = 4,  /* neither TCP nor UDP */
-	RATELIMIT_REASON_PORT = 5,      /* to a port on which this node doesn't listen */
+	RATELIMIT_REASON_PORT = 5,      /* to a port on which this node doesn't listen, or to another node */
 	/* judged, and passed */
 	RATELIMIT_REASON_ALLOWED = 6,
 	RATELIMIT_REASON_WITHIN = 7,
@@ -109,6 +109,8 @@ struct ratelimit_state {
 	__u64 seed;        /* of the sketch */
 	__u32 inserts;     /* new sources that a CPU lets into a table, in each 2^RATELIMIT_GUARD_SHIFT ns */
 	__u32 sketch_mask; /* cells of a row of the sketch, a power of two, less one */
+	__u32 own_only;    /* whether this node forwards, so that only what is sent to itself is judged */
+	__u32 pad;
 };
 
 /* Whose bucket it is. */

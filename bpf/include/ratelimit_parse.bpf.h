@@ -15,9 +15,10 @@
 #define EXTENSIONS 6
 
 struct packet {
-	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
-	__u64 source;     /* of a ratelimit_key, the narrow prefix */
-	__u16 port;       /* destination, host order */
+	__u8 address[16];     /* the source; IPv4 as ::ffff:a.b.c.d */
+	__u8 destination[16]; /* so too */
+	__u64 source;         /* of a ratelimit_key, the narrow prefix */
+	__u16 port;           /* destination, host order */
 	__u8 family;
 	__u8 protocol; /* of what the ports are; 0: the packet has none */
 	__u8 is_syn;
@@ -119,6 +120,8 @@ static __always_inline int parse_ipv4(void *at, void *end, struct packet *packet
 	packet->source = ip->source;
 	((__u32 *)packet->address)[2] = bpf_htonl(0xffff);
 	((__u32 *)packet->address)[3] = ip->source;
+	((__u32 *)packet->destination)[2] = bpf_htonl(0xffff);
+	((__u32 *)packet->destination)[3] = ip->destination;
 	if (bpf_ntohs(ip->fragment) & IPV4_FRAGMENT_OFFSET) {
 		note(RATELIMIT_NOTE_FRAGMENTS);
 		return ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP ? PARSED
@@ -148,6 +151,7 @@ static __always_inline int parse_ipv6(void *at, void *end, struct packet *packet
 		return RATELIMIT_REASON_MALFORMED;
 	packet->family = 6;
 	__builtin_memcpy(packet->address, ip->source, sizeof(packet->address));
+	__builtin_memcpy(packet->destination, ip->destination, sizeof(packet->destination));
 	packet->source = *(__u64 *)packet->address;
 	next = ip->next;
 	at = ip + 1;

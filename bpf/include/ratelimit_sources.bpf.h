@@ -6,9 +6,9 @@
 #include "ratelimit_buckets.bpf.h"
 
 /* How long what the sketch knows is asked for, once it has been in use. */
-#define SKETCH_LASTS_NS 60000000000ULL
-
-static const struct ratelimit_source no_source;
+#define SKETCH_LASTS_NS 60000000000LL
+/* So seldom that the CPUs do not fight for the word. */
+#define PRESSED_STEP_NS 1000000000LL
 
 /* Whether this CPU may let one more source into a table. A flood of sources that nobody has seen before must
  * not push out those that are known: with so few at a time, who is idle for seconds goes first.
@@ -17,20 +17,23 @@ static __always_inline int may_insert(__u32 table, const struct ratelimit_state 
 				      int *was_pressed)
 {
 	struct ratelimit_guard *guard = bpf_map_lookup_elem(&ratelimit_guards, &table);
+	__u32 zero = 0;
+	__u64 *pressed_ns = bpf_map_lookup_elem(&ratelimit_pressed, &zero);
 
-	if (!guard)
+	if (!guard || !pressed_ns)
 		return 0;
 	if (guard->window != now >> RATELIMIT_GUARD_SHIFT) {
 		guard->window = now >> RATELIMIT_GUARD_SHIFT;
 		guard->inserts = 0;
 	}
 	if (guard->inserts >= state->inserts) {
-		guard->pressed_ns = now;
+		if ((__s64)(now - *pressed_ns) >= PRESSED_STEP_NS)
+			*pressed_ns = now;
 		note(RATELIMIT_NOTE_GUARDED);
 		return 0;
 	}
 	guard->inserts++;
-	*was_pressed = guard->pressed_ns && now - guard->pressed_ns < SKETCH_LASTS_NS;
+	*was_pressed = *pressed_ns && (__s64)(now - *pressed_ns) < SKETCH_LASTS_NS;
 	return 1;
 }
 

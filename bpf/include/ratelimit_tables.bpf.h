@@ -45,6 +45,15 @@ struct {
 	.values = { [0] = &ratelimit_ports_a, [1] = &ratelimit_ports_b },
 };
 
+/* This node's own addresses, IPv4 as ::ffff:a.b.c.d; only looked at where state.own_only says so. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u8[16]);
+	__type(value, __u64);
+} ratelimit_own SEC(".maps");
+
 /* A table by itself for those that ask for connections: it is the one that spoofed sources fill. */
 struct ratelimit_source_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -69,8 +78,7 @@ struct {
 
 /* How many new sources this CPU has let into a table lately. */
 struct ratelimit_guard {
-	__u64 window;     /* number of the present one */
-	__u64 pressed_ns; /* when it last let one in no more */
+	__u64 window; /* number of the present one */
 	__u64 inserts;
 };
 
@@ -80,6 +88,16 @@ struct {
 	__type(key, __u32);
 	__type(value, struct ratelimit_guard);
 } ratelimit_guards SEC(".maps");
+
+/* When a CPU last let none in any more, to within PRESSED_STEP_NS. For all CPUs, as one lets in whom another
+ * has left to the sketch.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} ratelimit_pressed SEC(".maps");
 
 struct ratelimit_prefix_table {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,9 +91,20 @@ def _packed(policy: Policy) -> bytes:
 
 
 @contextmanager
+def on_cpu(number: int) -> Iterator[None]:
+    """Run this thread, and with it the program, on one CPU: guards and counts are of each."""
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {number})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
+@contextmanager
 def rig(entries: int = 16_384, cells: int = 65_536) -> Iterator[Rig]:
-    """Load the program with tables of so many sources, and a sketch of so many cells in a row."""
-    with BpfObject.named("ratelimit_simulation") as bpf:
+    """Load the program with tables of so many sources, and a sketch of so many cells in a row; on one CPU."""
+    with on_cpu(min(os.sched_getaffinity(0))), BpfObject.named("ratelimit_simulation") as bpf:
         bpf.resize({"ratelimit_syns": entries, "ratelimit_sources": entries, "ratelimit_sketch": 4 * cells})
         yield Rig(bpf.load())
 

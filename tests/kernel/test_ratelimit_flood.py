@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.kernel.limiter_model import Policy
-from tests.kernel.limiter_rig import SECOND, Rig, per_second, rig
+from tests.kernel.limiter_rig import SECOND, Rig, on_cpu, per_second, rig
 from tests.kernel.test_ratelimit_policy import packet
 from tidegate.config.keys import Bucket, Limits, RateLimit
 from tidegate.kernel.layouts import RatelimitMode
@@ -100,6 +100,21 @@ def test_who_finds_no_place_is_held_to_the_limit_all_the_same() -> None:
         assert told == {"within": 2, "syn": 98}
         sources = {key.source.to_bytes(8, "little")[:4]: source for key, source in opened.maps.requesting()}
         assert sources[bytes([10, 2, 0, 7])].refused == 98
+
+
+def test_another_cpu_with_room_knows_what_the_sketch_knows() -> None:
+    """What a source used while it was left to the sketch is not forgotten where another CPU lets it in."""
+    other = sorted(os.sched_getaffinity(0))[1]
+    with rig(entries=8192) as opened:
+        opened.put(POLICY, {(6, PORT): 1})
+        for n in range(1000):
+            opened.judge(spoofed(n, syn=True))
+        guarded = opened.noted("guarded")
+        assert Counter(opened.reason(newcomer(7, syn=True)) for _ in range(30)) == {"within": 21, "syn": 9}
+        assert opened.noted("guarded") == guarded + 30
+        with on_cpu(other):
+            assert Counter(opened.reason(newcomer(7, syn=True)) for _ in range(30)) == {"syn": 30}
+        assert opened.noted("guarded") == guarded + 30
 
 
 def test_a_sketch_without_room_refuses_no_more_than_what_it_holds() -> None:

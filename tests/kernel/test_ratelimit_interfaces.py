@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,15 @@ from tidegate.kernel.layouts import (
     RatelimitState,
     RatelimitVerdict,
 )
+from tidegate.kernel.limiter import SHARED, LimiterMaps
 from tidegate.kernel.maps import Map
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.pins import LINK, PinDirectory
 from tidegate.kernel.xdp import XdpAttachment, query
 from tidegate.ratelimit import interfaces
-from tidegate.ratelimit.instance import SHARED, load
+from tidegate.ratelimit.instance import load
 from tidegate.ratelimit.interfaces import Change, Interfaces, Step
+from tidegate.ratelimit.keys import ban_key
 
 __all__ = ["pins", "wire"]
 pytestmark = pytest.mark.kernel
@@ -45,6 +48,8 @@ STATE = RatelimitState(
     seed=1,
     inserts=1000,
     sketch_mask=1023,
+    own_only=0,
+    pad=0,
 )
 
 
@@ -294,6 +299,29 @@ def test_an_array_of_maps_goes_with_the_maps_in_it(wire: Wire, pins: PinDirector
                 pass
             assert judged(bpf.maps["ratelimit_counts"]) == stream.sent > 0
             attached.detach()
+
+
+def test_bans_go_into_a_table_of_another_size(pins: PinDirectory) -> None:
+    def sized(bans: int) -> tuple[LimiterMaps, BpfObject, list[str]]:
+        bpf, anew = load(pins, None, ENTRIES | {"ratelimit_bans": bans})
+        return LimiterMaps(bpf, 1), bpf, anew
+
+    maps, bpf, anew = sized(1024)
+    with bpf:
+        assert anew == []
+        banned = {ban_key(IPv4Address(n)): n for n in range(1, 101)}
+        for key, until in banned.items():
+            maps.ban(key, until)
+    maps, bpf, anew = sized(2048)
+    with bpf:
+        assert anew == ["ratelimit_bans"]
+        assert {key: ban.until_ns for key, ban in maps.bans().items()} == banned
+        assert maps.ban_count() == 100
+        assert sorted(maps.ended_bans(50)) == sorted(key for key, until in banned.items() if until <= 50)
+    maps, bpf, anew = sized(64)
+    with bpf:
+        assert {key: ban.until_ns for key, ban in maps.bans().items()}.items() < banned.items()
+        assert maps.ban_count() == 64
 
 
 def test_uninstalling_leaves_nothing(wire: Wire, pins: PinDirectory, follow: Callable[..., Interfaces]) -> None:

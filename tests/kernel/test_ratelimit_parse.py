@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from scapy.packet import Packet, Raw
 from tests.kernel.limiter_model import Model, Policy
 from tests.kernel.limiter_rig import UNJUDGED, Rig, per_second, rig
 from tidegate.kernel.limiter import counts
+from tidegate.ratelimit.keys import mapped
 
 pytestmark = pytest.mark.kernel
 
@@ -231,3 +233,35 @@ def test_a_large_packet_counts_with_its_whole_length(judging: tuple[Rig, Model])
     before = counts(rig.bpf)["pass", "within"]
     rig.judge(frame)
     assert counts(rig.bpf)["pass", "within"] == (before.packets + 1, before.bytes + len(frame))
+
+
+@pytest.mark.parametrize(
+    ("network", "is_own"),
+    [
+        (IP(src=V4, dst="203.0.113.1"), True),
+        (IP(src=V4, dst="203.0.113.2"), False),
+        (IP(src=V4, dst="203.0.113.255"), True),  # of the interface, as the agent reads it
+        (IP(src=V4, dst="255.255.255.255"), True),
+        (IP(src=V4, dst="239.1.2.3"), True),
+        (IP(src=V4, dst="240.0.0.1"), False),
+        (IPv6(src=V6, dst="2001:db8:9::1"), True),
+        (IPv6(src=V6, dst="2001:db8:9::2"), False),
+        (IPv6(src=V6, dst="ff02::1"), True),
+        (IPv6(src=V6, dst="::ffff:203.0.113.1"), True),
+        (IP(src=V4, dst="203.0.113.2", frag=100), False),
+    ],
+    ids=lambda value: value.dst if isinstance(value, Packet) else "",
+)
+def test_what_a_node_forwards_is_not_judged(judging: tuple[Rig, Model], network: Packet, is_own: bool) -> None:
+    opened, _ = judging
+    frame = bytes(ethernet() / network / UDP(sport=40000, dport=PORT)).ljust(60, b"\0")
+    opened.maps.set_own(None)
+    assert opened.judge(frame)[1] not in UNJUDGED
+    own = [ip_address(text) for text in ("203.0.113.1", "203.0.113.255", "2001:db8:9::1")]
+    opened.maps.set_own(map(mapped, own))
+    try:
+        assert (opened.judge(frame)[1] != "port") == is_own
+        opened.maps.set_own([])
+        assert (opened.judge(frame)[1] != "port") == (network.dst in ("255.255.255.255", "239.1.2.3", "ff02::1"))
+    finally:
+        opened.maps.set_own(None)

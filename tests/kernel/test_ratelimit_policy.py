@@ -52,6 +52,8 @@ class Limiter:
             seed=1,
             inserts=1024,
             sketch_mask=config.sketch_cells - 1,
+            own_only=0,
+            pad=0,
         )
         bpf.maps["ratelimit_state"][bytes(4)] = layouts.RATELIMIT_STATE.pack(*state)
 

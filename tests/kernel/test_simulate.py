@@ -102,6 +102,21 @@ def test_every_kind_of_packet_has_a_verdict_and_a_reason(tmp_path: Path) -> None
     assert "drops of 198.51.100.9" in table
 
 
+@pytest.mark.parametrize("head", [Ether(), Ether() / Dot1Q(vlan=5)], ids=["plain", "VLAN"])
+@pytest.mark.parametrize("ip", [IP(src="198.51.100.9"), IPv6(src="2001:db8::9")], ids=["IPv4", "IPv6"])
+def test_what_the_capture_has_cut_off_counts(tmp_path: Path, head: Packet, ip: Packet) -> None:
+    frame = bytes(head / ip / UDP(dport=443) / bytes(1_400))
+    cut = len(frame) - 1_400 + 6  # all headers, and no more than is read of them
+    with PcapWriter(str(tmp_path / "capture"), linktype=1) as writer:
+        writer.write_header(frame)
+        for _ in range(100):
+            writer.write_packet(frame[:cut], sec=1_700_000_000, usec=0, caplen=cut, wirelen=len(frame))
+    verdicts = [(line["verdict"], line["reason"]) for line in simulated(tmp_path)]
+    # A burst, and the one that crosses it.
+    passed = 100_000 // len(frame) + 1
+    assert verdicts == [("pass", "within")] * passed + [("drop", "bytes")] * (100 - passed)
+
+
 def test_a_clock_that_goes_back_locks_nobody_out(tmp_path: Path) -> None:
     times = [10.0] * 22 + [0.0] + [10.1] * 2 + [1e6, 5.0]
     with PcapWriter(str(tmp_path / "capture"), linktype=1) as writer:

@@ -46,11 +46,11 @@ for _ in range(int(sys.argv[2])):
 class GatewayAgent(RunningAgent):
     """An agent in the gateway's network namespace, where alone its metrics can be had."""
 
-    def __init__(self, host: Host, directory: Path, rate_limit: str) -> None:
+    def __init__(self, host: Host, directory: Path, rate_limit: str, interval: str = "100ms") -> None:
         self._namespace = host.namespace
         self.audit = directory / "audit.jsonl"
         extra = f"rate_limit: {{{rate_limit}}}\naudit: {{file: {self.audit}}}\n"
-        super().__init__(directory, 19470, extra=extra, under=enter(host.namespace, []))
+        super().__init__(directory, 19470, interval=interval, extra=extra, under=enter(host.namespace, []))
 
     def metrics(self, port: int | None = None) -> str:
         url = f"http://127.0.0.1:{port or self.port}/metrics"
@@ -130,6 +130,10 @@ def test_monitor_drops_nothing_and_enforcement_rolls_back(lab: Lab, gateway: Hos
         wait_until(lambda: bool(connects(friend, 1)) and agent.counted("pass", "within") > 0, "port 80 judged")
         assert connects(client, 30) == {OK: 30}
         assert agent.counted("would_drop", "syn") == 25
+        wait_until(lambda: agent.audited() == [("threshold", "10.0.0.0/24", "agent")], "it on the record")
+        heaviest = json.loads(agent.command("top", "--once", "--json").stdout)["sources"][0]
+        assert (heaviest["packets"] >= 30, heaviest["refused"]) == (True, 25)
+        assert heaviest["handle"] == json.loads(agent.ratelimit("top", "--json"))[0]["handle"]
 
         assert "--for" in agent.ratelimit("mode", "enforce")
         assert "load balancer" in agent.ratelimit("mode", "enforce", "--for", "4s")
@@ -140,6 +144,7 @@ def test_monitor_drops_nothing_and_enforcement_rolls_back(lab: Lab, gateway: Hos
         dropped = agent.counted("drop", "syn")
         assert dropped >= 3
         wait_until(lambda: agent.status()["mode"] == "monitor", "rolled back")
+        assert agent.audited()[-1] == ("mode", None, "agent")
         assert connects(client, 3) == {OK: 3}
         assert agent.counted("drop", "syn") == dropped
 
@@ -169,13 +174,14 @@ def test_bans_and_their_end(lab: Lab, gateway: Host, tmp_path: Path) -> None:
         assert connects(client, 1) == {ABORTED: 1}
         wait_until(lambda: connects(client, 1) == {OK: 1}, "let in again")
         me = getpass.getuser()
-        assert agent.audited() == [(action, "10.0.0.0/24", me) for action in ("ban", "unban", "ban")]
+        by_hand = [(action, "10.0.0.0/24", me) for action in ("ban", "unban", "ban")]
+        wait_until(lambda: agent.audited() == [*by_hand, ("unban", "10.0.0.0/24", "agent")], "all on the record")
         assert "10.0.0.17" not in agent.audit.read_text(encoding="utf-8")
 
 
 def test_what_nginx_refuses_again_and_again_is_banned_at_the_card(lab: Lab, tmp_path: Path) -> None:
     """nginx refuses requests within one connection, which no limit of connections or packets would see."""
-    host = lab.host("gateway", 16)
+    host = lab.host("gateway", 16, {"net.unix.max_dgram_qlen": "512"})
     feed = tmp_path / "nginx.sock"
     servers = (
         "limit_req_zone $binary_remote_addr zone=one:1m rate=10r/s; "
@@ -188,7 +194,8 @@ def test_what_nginx_refuses_again_and_again_is_banned_at_the_card(lab: Lab, tmp_
         "interfaces: [eth0], mode: enforce, default: {packets: {rate: 10000/s, burst: 10000}}, "
         f"feed: {{listen: {feed}, limited: {{count: 10, within: 10s}}, ban: {{duration: 3s}}}}"
     )
-    with GatewayAgent(host, tmp_path, policy) as agent:
+    # Ticks are rare: the ban does not wait for one.
+    with GatewayAgent(host, tmp_path, policy, interval="4s") as agent:
         nginx = Nginx(host, "gateway", servers)
         wait_until(lambda: reaches(client) and agent.counted("pass", "within") > 0, "port 80 judged")
         over_one = subprocess.run(
@@ -197,12 +204,38 @@ def test_what_nginx_refuses_again_and_again_is_banned_at_the_card(lab: Lab, tmp_
         )  # fmt: skip
         statuses = over_one.stdout.split()
         assert statuses.count("503") >= 10, over_one
-        wait_until(lambda: not reaches(client), "banned", 3)
+        wait_until(lambda: not reaches(client), "banned", 2)
         assert reaches(friend)
         wait_until(lambda: reaches(client), "let in again")
         wait_until(lambda: len(agent.audited()) == 2, "both on the record")
         assert agent.audited() == [("ban", "10.0.0.0/24", "agent"), ("unban", "10.0.0.0/24", "agent")]
+        feed = agent.status()["feed"]
+        assert feed["lines"]["events"] >= statuses.count("503")
+        assert (feed["bans"]["bans"], feed["lines"]["malformed"]) == (1, 0)
+        assert 'tidegate_ratelimit_feed_bans_total{feed="nginx",result="bans"} 1' in agent.metrics()
+        told = agent.command("doctor").stdout
+        assert "rate limit (XDP) eth0 ok" in told
+        assert "max_dgram_qlen" not in told
         assert nginx.unit
+
+
+@pytest.mark.parametrize(("destinations", "judged"), [("own", 0), ("any", 3)])
+def test_a_router_judges_what_is_for_itself(lab: Lab, tmp_path: Path, destinations: str, judged: int) -> None:
+    """Connects to another node's port 80 pass through one that listens there too."""
+    gateway = lab.host("gateway", 16, {"net.ipv4.ip_forward": "1"})
+    gateway.service("gateway").upstream({PORT: Behaviour.ACCEPT})
+    client = lab.host("client", 17)
+    service = client.service("client")
+    subprocess.run(enter(client.namespace, ["ip", "route", "add", "10.9.0.0/24", "via", GATEWAY]), check=True)
+    with GatewayAgent(gateway, tmp_path, f"{POLICY}, destinations: {destinations}") as agent:
+        wait_until(lambda: reaches(client) and agent.counted("pass", "within") > 0, "port 80 judged")
+        agent.ratelimit("allow", "10.0.0.17")
+        before = agent.counted("pass", "allowed")
+        plan = Plan((Step("10.9.0.1", PORT, 3, give_up=0.2, syn_retries=1),), parallel=1)
+        assert service.generate(plan).of(f"10.9.0.1:{PORT}").outcomes.get(OK, 0) == 0
+        assert agent.counted("pass", "allowed") - before == judged
+        assert connects(service, 1) == {OK: 1}
+        assert agent.counted("pass", "allowed") - before > judged
 
 
 def test_a_killed_agent_judges_on_and_drops_nothing_once_its_lease_is_over(

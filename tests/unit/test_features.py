@@ -12,7 +12,9 @@ from tests.unit.test_outputs import HEALTH
 from tidegate.features import agent
 from tidegate.kernel.layouts import DiskLoss, TcpLoss
 from tidegate.model.feature import Feature, State
+from tidegate.model.limiter import FeedRow, InterfaceRow, Limiter
 from tidegate.model.snapshot import Health, MapHealth, ProgramHealth
+from tidegate.ratelimit.feature import of_limiter
 
 pytestmark = pytest.mark.unit
 WELL = msgspec.structs.replace(
@@ -111,3 +113,49 @@ def test_every_loss_of_the_programs_is_explained() -> None:
 
 def test_health_survives_the_control_socket() -> None:
     assert msgspec.json.decode(msgspec.json.encode(WELL), type=Health) == WELL
+
+
+def limiter(*rows: tuple[str, str | None, str], complaint: str | None = None) -> Limiter:
+    return Limiter(
+        mode="monitor",
+        rolls_back_in=None,
+        interfaces=tuple(
+            InterfaceRow(
+                interface=name, attached=mode, reason=reason, mode=1, sources=None, requesting=None, counts=()
+            )
+            for name, mode, reason in rows
+        ),
+        bans=0,
+        allowed=0,
+        denied=0,
+        guarded=0,
+        contended=0,
+        feed=FeedRow(feed="nginx", listen="/x", lines={}, bans={}, dropped=None, full=0, complaint=complaint),
+        complaints=("the list is cut; mend it",),
+    )
+
+
+def test_the_limiter_is_judged_by_interface_and_by_what_it_complains_of() -> None:
+    rows = ("eth0", "native", ""), ("eth1", "generic", "few queues"), ("eth2", None, "a foreign program")
+    found = of_limiter(limiter(*rows, complaint="its queue is short; lengthen it"))
+    assert [(each.name, each.state) for each in found] == [
+        ("rate limit (XDP) eth0", State.OK),
+        ("rate limit (XDP) eth1", State.DEGRADED),
+        ("rate limit (XDP) eth2", State.UNAVAILABLE),
+        ("rate limit (XDP)", State.DEGRADED),
+        ("rate limit (XDP)", State.DEGRADED),
+    ]
+    assert "few queues" in found[1].reason
+    assert "a foreign program" in found[2].reason
+    assert [(each.reason, each.remedy) for each in found[3:]] == [
+        ("its queue is short", "lengthen it"),
+        ("the list is cut", "mend it"),
+    ]
+    assert "no interface" in of_limiter(limiter())[0].reason
+
+
+def test_a_table_that_evicts_may_be_full() -> None:
+    full = MapHealth(entries=100, limit=100, bytes=1)
+    found = judged(maps={"ratelimit_sources": full, "ratelimit_bans": full})
+    assert [each.name for each in found] == ["agent", "agent:map:ratelimit_bans"]
+    assert "rate_limit.max_bans" in found[1].remedy

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, ip_network
+from pathlib import Path
+from socket import AddressFamily
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from tidegate.cli.ratelimit import session
 from tidegate.errors import TidegateError, UsageError
 from tidegate.ratelimit.admission import Address, addresses_in, check_front, check_session
-from tidegate.ratelimit.listening import reachable
+from tidegate.ratelimit.listening import forwards, own_addresses, reachable
 from tidegate.ratelimit.modes import LEASE, InForce, Mode, Modes
 
 pytestmark = pytest.mark.unit
@@ -119,3 +122,26 @@ def test_what_listens_on_loopback_alone_is_not_reachable() -> None:
     sockets = [("0.0.0.0", 80), ("127.0.0.1", 81), ("::", 443), ("::1", 444), ("10.0.0.1", 82)]
     rows = [{"idiag_src": address, "idiag_sport": port} for address, port in sockets]
     assert reachable(rows) == {80, 443, 82}
+
+
+def test_a_node_forwards_if_any_of_its_interfaces_does(tmp_path: Path) -> None:
+    for name in ("ipv4/conf/all", "ipv4/conf/eth0", "ipv6/conf/all", "ipv6/conf/eth1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "forwarding").write_text("0\n", encoding="ascii")
+    assert not forwards(tmp_path)
+    (tmp_path / "ipv6/conf/eth1/forwarding").write_text("1\n", encoding="ascii")
+    assert forwards(tmp_path)
+    assert not forwards(tmp_path / "none")
+
+
+def test_the_own_addresses_are_those_of_all_interfaces_and_their_broadcasts() -> None:
+    rows = {
+        "eth0": [
+            SimpleNamespace(family=AddressFamily.AF_INET, address="192.0.2.7", broadcast="192.0.2.255"),
+            SimpleNamespace(family=AddressFamily.AF_INET6, address="fe80::1%eth0", broadcast=None),
+            SimpleNamespace(family=AddressFamily.AF_PACKET, address="02::1", broadcast="ff:ff:ff:ff:ff:ff"),
+        ],
+        "lo": [SimpleNamespace(family=AddressFamily.AF_INET, address="127.0.0.1", broadcast=None)],
+    }
+    found = {str(address) for address in own_addresses(rows)}
+    assert found == {"192.0.2.7", "192.0.2.255", "fe80::1", "127.0.0.1"}

@@ -118,7 +118,8 @@ def _agent(path: Path) -> list[Feature]:
     except TidegateError as error:
         remedy = "ask as root or as the agent's user, with the program of the agent's version"
         return [Feature(name="agent", state=State.DEGRADED, reason=str(error), remedy=remedy)]
-    return agent(view.health, view.interval)
+    of_limiter = feature.of_limiter(view.limiter) if view.limiter else []
+    return [*agent(view.health, view.interval), *of_limiter]
 
 
 def _line(feature: Feature) -> str:

@@ -51,6 +51,12 @@ def status(json: Json = False, socket: Socket = None) -> None:
                 f"  {count['verdict']:<10} {count['reason']:<14} {count['packets']:>14} packets "
                 f"{count['bytes']:>17} bytes"
             )
+    if (feed := found.get("feed")) is not None:
+        told = {**feed["lines"], "dropped": feed["dropped"], "queue full": feed["full"]}
+        typer.echo(f"feed {feed['feed']} at {feed['listen']}: " + _counts(told))
+        typer.echo("  " + _counts(feed["bans"]))
+    for complaint in [*([feed["complaint"]] if feed and feed["complaint"] else []), *found["complaints"]]:
+        typer.echo(f"amiss: {complaint}")
 
 
 @app.command()
@@ -64,12 +70,15 @@ def top(
     if json:
         typer.echo(msgspec.json.encode(found).decode())
         return
-    typer.echo(f"{'HANDLE':<12} {'SOURCE':<24} {'PACKETS':>12} {'REFUSED':>12} {'LOSES':>6}")
+    columns = ("PACKETS", "REFUSED", "PACKETS/s", "REFUSED/s", "LOSES")
+    typer.echo(f"{'HANDLE':<12} {'SOURCE':<24} " + " ".join(f"{column:>10}" for column in columns))
     for row in found:
-        share = row["refused"] / row["packets"] if row["packets"] else 0.0
-        typer.echo(
-            f"{row['handle']:<12} {row['source']:<24} {row['packets']:>12} {row['refused']:>12} {share:>6.1%}"
-        )
+        counts, rates = (row["packets"], row["refused"]), (row["packet_rate"], row["refused_rate"])
+        # What it loses now, where that is known, else since it is known.
+        all_, lost = rates if rates[0] else counts
+        cells = [*map(str, counts), *("-" if rate is None else f"{rate:.1f}" for rate in rates)]
+        cells.append(f"{lost / all_:.1%}" if all_ else "-")
+        typer.echo(f"{row['handle']:<12} {row['source']:<24} " + " ".join(f"{cell:>10}" for cell in cells))
 
 
 @app.command()
@@ -157,6 +166,10 @@ def session(environment: Mapping[str, str] = os.environ) -> str | None:
         return None
     hosts = [user.host for user in psutil.users() if user.terminal == terminal and user.host]
     return hosts[0] if hosts and not hosts[0].startswith(":") else None
+
+
+def _counts(counts: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count is not None)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -219,6 +219,7 @@ class RateLimit(Section, frozen=True, kw_only=True):
     ports: dict[Ports, Limits] = msgspec.field(default_factory=dict)
     udp: dict[Ports, Limits] = msgspec.field(default_factory=dict)
     listen: Literal["auto"] | list[Ports] = "auto"
+    destinations: Literal["own", "any"] = "own"
     allow: list[Network] = msgspec.field(default_factory=list)
     deny: list[Network] = msgspec.field(default_factory=list)
     allow_files: Annotated[list[File], Meta(max_length=64)] = msgspec.field(default_factory=list)

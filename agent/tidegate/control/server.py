@@ -39,8 +39,8 @@ class ControlServer:
     """Serves ``snapshot``, ``watch``, ``version`` and ``methods`` to root and to the agent's own user.
 
     A method takes the request's params and who asks, and returns what msgspec can encode; a TidegateError becomes
-    an error reply. ``queue`` is how many snapshots a watching client may be behind before it is dropped. Raises
-    UnavailableError from :meth:`start` where the path can't be used.
+    an error reply. Each call is in a thread. ``queue`` is how many snapshots a watching client may be behind
+    before it is dropped. Raises UnavailableError from :meth:`start` where the path can't be used.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ControlServer:
     ) -> None:
         self._path, self._queue_length, self._max_clients = path, queue, max_clients
         self._hello = _line(Hello(tidegate=version, protocol=PROTOCOL))
-        self._methods: dict[str, Method] = {
+        self._own: dict[str, Method] = {
             "snapshot": self._snapshot,
             "version": lambda _params, _peer: {"version": version},
-            **methods,
         }
+        self._methods = methods
         self._view: View | None = None
         self._encoded: msgspec.Raw | None = None
         self._watchers: dict[asyncio.Queue[bytes], asyncio.StreamWriter] = {}
@@ -164,16 +164,23 @@ class ControlServer:
         if request.method == "watch":
             await self._watch(request, reader, writer)
             return
-        method = self._methods.get(request.method)
         try:
-            if method is None:
-                known = ", ".join(sorted([*self._methods, "watch"]))
-                raise TidegateError(f"method {request.method}: not known; known here: {known}")
-            reply = Reply(id=request.id, result=msgspec.Raw(msgspec.json.encode(method(request.params, peer))))
+            result = await self._call(request, peer)
+            reply = Reply(id=request.id, result=msgspec.Raw(msgspec.json.encode(result)))
         except TidegateError as error:
             reply = Reply(id=request.id, error=Failure(message=str(error), exit_code=error.exit_code))
         writer.write(_line(reply))
         await writer.drain()
+
+    async def _call(self, request: Request, peer: Peer) -> Any:
+        if (own := self._own.get(request.method)) is not None:
+            return own(request.params, peer)
+        method = self._methods.get(request.method)
+        if method is None:
+            known = ", ".join(sorted([*self._own, *self._methods, "watch"]))
+            raise TidegateError(f"method {request.method}: not known; known here: {known}")
+        # In a thread: it may wait for a tick that is under way, while others are served.
+        return await asyncio.to_thread(method, request.params, peer)
 
     async def _watch(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Send each view that is published, until the client closes its side."""

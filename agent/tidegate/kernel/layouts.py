@@ -409,9 +409,11 @@ class RatelimitState(NamedTuple):
     seed: int
     inserts: int
     sketch_mask: int
+    own_only: int
+    pad: int
 
 
-RATELIMIT_STATE = Struct("<BBBBIQQII")
+RATELIMIT_STATE = Struct("<BBBBIQQIIII")
 
 
 class TcpCounts(NamedTuple):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from tidegate.kernel.layouts import (
     RATELIMIT_BAN,
@@ -26,6 +26,7 @@ from tidegate.kernel.layouts import (
 )
 from tidegate.kernel.maps import Map
 from tidegate.kernel.objects import BpfObject
+from tidegate.model.snapshot import MapHealth
 
 #: The maps that all interfaces share, and that outlive the agent by their pins.
 SHARED = (
@@ -34,10 +35,12 @@ SHARED = (
     "ratelimit_ports_a",
     "ratelimit_ports_b",
     "ratelimit_ports",
+    "ratelimit_own",
     "ratelimit_syns",
     "ratelimit_sources",
     "ratelimit_sketch",
     "ratelimit_guards",
+    "ratelimit_pressed",
     "ratelimit_allowed",
     "ratelimit_denied",
     "ratelimit_bans",
@@ -108,6 +111,19 @@ class LimiterMaps:
         """Change the mode, and until when it is enforced: CLOCK_MONOTONIC, 0 for ever."""
         self._write(self.state._replace(mode=mode, lease_ns=lease_ns))
 
+    def set_own(self, addresses: Iterable[bytes] | None) -> None:
+        """Judge only what is sent to these addresses, of 16 bytes each; None: whatever the address."""
+        table, wanted = self._maps["ratelimit_own"], set(addresses or ())
+        found = set(table.keys())
+        if addresses is None:
+            self._write(self.state._replace(own_only=False))
+        for address in wanted - found:
+            table[address] = bytes(8)
+        if addresses is not None:
+            self._write(self.state._replace(own_only=True))
+        for address in found - wanted:
+            del table[address]
+
     def set_lists(self, allowed: Iterable[bytes], denied: Iterable[bytes], *, divides: bool) -> None:
         """Replace both lists, keys of ``struct ratelimit_prefix``; ``divides`` as in ``struct ratelimit_state``.
 
@@ -150,6 +166,26 @@ class LimiterMaps:
                 found[bytes(keys[n * size : (n + 1) * size])] = RatelimitBan._make(ban)
         return found
 
+    def banned(self, key: bytes) -> RatelimitBan | None:
+        """Return the ban of a source, also one that has ended."""
+        try:
+            return RatelimitBan._make(RATELIMIT_BAN.unpack(self._maps["ratelimit_bans"][key]))
+        except KeyError:
+            return None
+
+    def ban_count(self) -> int:
+        """Return how many bans there are, those that have ended among them."""
+        return sum(count for count, _, _ in self._maps["ratelimit_bans"].batches())
+
+    def ended_bans(self, now_ns: int) -> list[bytes]:
+        """Return the keys of the bans that have ended."""
+        found, size = [], RATELIMIT_KEY.size
+        for _, keys, values in self._maps["ratelimit_bans"].batches():
+            for n, (until_ns, _) in enumerate(RATELIMIT_BAN.iter_unpack(values)):
+                if 0 < until_ns <= now_ns:
+                    found.append(bytes(keys[n * size : (n + 1) * size]))
+        return found
+
     def requesting(self) -> Iterator[tuple[RatelimitKey, RatelimitSource]]:
         """Yield the sources that ask for connections."""
         return self._entries("ratelimit_syns")
@@ -157,6 +193,16 @@ class LimiterMaps:
     def sources(self) -> Iterator[tuple[RatelimitKey, RatelimitSource]]:
         """Yield the sources of all other packets."""
         return self._entries("ratelimit_sources")
+
+    def health(self, entries: Mapping[str, int | None]) -> dict[str, MapHealth]:
+        """Return how full the maps are, of which the entries that come and go were counted elsewhere."""
+        return {
+            name: MapHealth(
+                entries=entries.get(name), limit=m.max_entries if m.is_keyed else None, bytes=m.memory()
+            )
+            for name, m in self._maps.items()
+            if name in SHARED
+        }
 
     def _entries(self, name: str) -> Iterator[tuple[RatelimitKey, RatelimitSource]]:
         for _, keys, values in self._maps[name].batches():

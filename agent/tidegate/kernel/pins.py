@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -134,6 +134,15 @@ class PinnedMap:
             if lib.bpf_map_lookup_elem(self.fd, slot.to_bytes(4, "little"), value) == 0:
                 found.add(int(value[0]))
         return found
+
+    def elements(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values one by one, for maps that are small or read once."""
+        key, value = ffi.new("char[]", self.shape.key_size), ffi.new("char[]", self.shape.value_size)
+        before = ffi.NULL
+        while lib.bpf_map_get_next_key(self.fd, before, key) == 0:
+            if lib.bpf_map_lookup_elem(self.fd, key, value) == 0:
+                yield bytes(ffi.buffer(key)), bytes(ffi.buffer(value))
+            before = key
 
     def __enter__(self) -> Self:
         return self

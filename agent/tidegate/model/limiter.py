@@ -42,11 +42,28 @@ class InterfaceRow(msgspec.Struct, frozen=True, kw_only=True):
         return {(count.verdict, count.reason): count.bytes for count in self.counts}
 
 
+class FeedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What came from a proxy's log, and what it led to, since the agent started.
+
+    ``lines`` counts by what a line was, ``bans`` by what became of what it told. ``dropped`` are lines that found
+    no room in a UDP socket, ``full`` how often a Unix socket's queue may have been full, so that lines were lost;
+    None for the other kind. ``complaint`` says what to set.
+    """
+
+    feed: str
+    listen: str
+    lines: dict[str, int]
+    bans: dict[str, int]
+    dropped: int | None
+    full: int | None
+    complaint: str | None
+
+
 class Limiter(msgspec.Struct, frozen=True, kw_only=True):
     """The limiter of this node; ``rolls_back_in`` is None where the mode stays.
 
     ``guarded`` are packets of sources for which the tables had no place, judged by the sketch instead;
-    ``contended`` passed uncounted.
+    ``contended`` passed uncounted. ``complaints`` say what is wrong with lists, pins and the audit trail.
     """
 
     mode: str
@@ -57,15 +74,20 @@ class Limiter(msgspec.Struct, frozen=True, kw_only=True):
     denied: int
     guarded: int
     contended: int
+    feed: FeedRow | None = None
+    complaints: tuple[str, ...] = ()
 
 
 class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
     """One source of much traffic: ``handle`` stands for it in commands, ``source`` is what may be shown.
 
-    Counts are since the source is known; ``refused`` are those that were too many, dropped or not.
+    Counts are since the source is known; ``refused`` are those that were too many, dropped or not. Rates are per
+    second between the last two samples, which are the rarer the more sources there are.
     """
 
     handle: str
     source: str
     packets: int
+    packet_rate: float | None
     refused: int
+    refused_rate: float | None

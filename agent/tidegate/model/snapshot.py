@@ -13,7 +13,7 @@ from tidegate.model.disk import DiskRow, ServiceDiskRow
 from tidegate.model.fields import Role
 from tidegate.model.finding import Finding
 from tidegate.model.histogram import Distribution
-from tidegate.model.limiter import Limiter
+from tidegate.model.limiter import Limiter, SourceRow
 from tidegate.model.ports import ListenerRow, NamespaceRow, PortsRow
 from tidegate.model.resources import NodeResources, ResourceRow
 
@@ -209,7 +209,7 @@ class View(Snapshot, frozen=True, kw_only=True):
     """The snapshot with what the agent concluded from it: all that an output may show."""
 
     limiter: Limiter | None = None
-    sources: None = None
+    sources: tuple[SourceRow, ...] | None = None
     pools: None = None
     findings: tuple[Finding, ...] | None = None
     health: Health

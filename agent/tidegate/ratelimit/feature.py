@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from tidegate.kernel.probe import Host
 from tidegate.model.feature import Feature, State
+from tidegate.model.limiter import Limiter
 
 NAME = "rate limit (XDP)"
 
@@ -40,6 +41,20 @@ def of_host(host: Host, refusal: str | None = None) -> Feature:
             "namespace in which the agent runs",
         )
     return Feature(name=NAME, state=State.OK)
+
+
+def of_limiter(limiter: Limiter) -> list[Feature]:
+    """Judge a running limiter: each interface, its feed, and what it complains of."""
+    found = [of_interface(row.interface, row.attached, row.reason) for row in limiter.interfaces]
+    if not found:
+        remedy = "correct rate_limit.interfaces; 'ip link' lists what there is"
+        reason = "no interface has a name that the config asks for"
+        found.append(Feature(name=NAME, state=State.DEGRADED, reason=reason, remedy=remedy))
+    feed = [limiter.feed.complaint] if limiter.feed and limiter.feed.complaint else []
+    for complaint in (*feed, *limiter.complaints):
+        reason, _, remedy = complaint.rpartition("; ")
+        found.append(Feature(name=NAME, state=State.DEGRADED, reason=reason or remedy, remedy=remedy))
+    return found
 
 
 def of_interface(interface: str, mode: str | None, reason: str) -> Feature:

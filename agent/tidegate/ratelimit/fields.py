@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the limiter counts at each interface: its fields with unit and help."""
+"""What the limiter counts at each interface and in all, and what came by its feed: fields with unit and help."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tidegate.model.fields import Field, Kind, Table
 
 _BY = ("verdict", "reason")
 
-TABLE = Table(
+INTERFACES = Table(
     name="limiter.interfaces",
     labels=("interface",),
     fields=(
@@ -43,3 +43,49 @@ TABLE = Table(
         ),
     ),
 )
+
+LIMITER = Table(
+    name="limiter",
+    labels=(),
+    fields=(
+        Field(
+            name="bans",
+            metric="ratelimit_bans",
+            kind=Kind.GAUGE,
+            unit="sources",
+            help="Sources that are banned.",
+        ),
+        Field(
+            name="guarded",
+            metric="ratelimit_guarded_packets_total",
+            kind=Kind.COUNTER,
+            unit="packets",
+            help="Packets of sources for which the tables had no place, judged by the sketch instead.",
+        ),
+    ),
+)
+
+FEED = Table(
+    name="limiter.feed",
+    labels=("feed",),
+    fields=(
+        Field(
+            name="lines",
+            metric="ratelimit_feed_lines_total",
+            kind=Kind.COUNTER,
+            unit="lines",
+            help="Lines of the proxy's log, by what they were.",
+            label="line",
+        ),
+        Field(
+            name="bans",
+            metric="ratelimit_feed_bans_total",
+            kind=Kind.COUNTER,
+            unit="bans",
+            help="Bans that the proxy's log led to, and what did not lead to one, by why.",
+            label="result",
+        ),
+    ),
+)
+
+TABLES = (INTERFACES, LIMITER, FEED)

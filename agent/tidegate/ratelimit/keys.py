@@ -11,6 +11,8 @@ from tidegate.kernel.layouts import RATELIMIT_KEY, RatelimitKey, RatelimitWidth
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+_MAPPED = bytes(10) + b"\xff\xff"
+
 #: Bits of the prefix by (family, width).
 BITS = {
     (4, RatelimitWidth.NARROW): 32,
@@ -33,6 +35,11 @@ def ban_key(address: Address) -> bytes:
     packed = address.packed if address.version == 4 else address.packed[:8]
     source = int.from_bytes(packed.ljust(8, b"\0"), "little")
     return RATELIMIT_KEY.pack(source, 0, address.version, RatelimitWidth.NARROW, 0)
+
+
+def mapped(address: Address) -> bytes:
+    """Return an address as the lists have it: 16 bytes, IPv4 as ::ffff:a.b.c.d."""
+    return address.packed if address.version == 6 else _MAPPED + address.packed
 
 
 def address_of(text: str) -> Address:

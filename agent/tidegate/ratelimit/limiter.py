@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 
 from tidegate.config.keys import RateLimit
 from tidegate.config.units import ip_network
 from tidegate.errors import TidegateError
-from tidegate.kernel.layouts import RatelimitKey, RatelimitSource, RatelimitWidth
+from tidegate.kernel.layouts import (
+    RATELIMIT_KEY,
+    RatelimitBan,
+    RatelimitKey,
+    RatelimitSource,
+    RatelimitWidth,
+)
 from tidegate.ratelimit.admission import check_front, check_session
-from tidegate.ratelimit.keys import Address, Network, ban_key, network_of
+from tidegate.ratelimit.keys import Address, Network, ban_key, mapped, network_of
 from tidegate.ratelimit.listening import Listening
 from tidegate.ratelimit.lists import allow_list, deny_list, divides, holds
 from tidegate.ratelimit.modes import Mode, Modes
@@ -36,6 +43,9 @@ class Tables(Protocol):
     def put_in_force(self, policies: bytes, ports: bytes, *, anew: bool) -> None:
         """Let packets be judged by this set; ``anew``: with fresh buckets."""
 
+    def set_own(self, addresses: Iterable[bytes] | None) -> None:
+        """Judge only what is sent to these addresses; None: whatever the address."""
+
     def set_mode(self, mode: int, lease_ns: int) -> None:
         """Change the mode, and until when it is enforced."""
 
@@ -47,6 +57,15 @@ class Tables(Protocol):
 
     def unban(self, key: bytes) -> bool:
         """End a ban; false if there is none."""
+
+    def banned(self, key: bytes) -> RatelimitBan | None:
+        """Return the ban of a source, also one that has ended."""
+
+    def bans(self) -> Mapping[bytes, RatelimitBan]:
+        """Return the bans, those that have ended among them."""
+
+    def ended_bans(self, now_ns: int) -> list[bytes]:
+        """Return whose bans have ended."""
 
     def sources(self) -> Iterable[tuple[RatelimitKey, RatelimitSource]]:
         """Yield the sources of all other packets."""
@@ -78,6 +97,7 @@ class Limiter:
         self._by_hand: dict[str, float | None] = {}
         self._needed: list[str] = []
         self._in_force: Compiled | None = None
+        self._own: frozenset[Address] | None = frozenset()  # not known yet
         self._looked_at = self._read_at = float("-inf")
         self._complaints: list[str] = []
         self.tick()
@@ -92,8 +112,11 @@ class Limiter:
         self._looked_at = self._read_at = float("-inf")
         self.tick()
 
-    def tick(self) -> None:
-        """Renew the lease and whatever may have changed: the lists first, before anything is enforced."""
+    def tick(self) -> Mode | None:
+        """Renew the lease and whatever may have changed: the lists first, before anything is enforced.
+
+        Returns the mode that rolled back, as nobody confirmed it.
+        """
         now = self._clock()
         rolled_back = self._modes.expired(now)
         if rolled_back is not None:
@@ -106,6 +129,7 @@ class Limiter:
             self._looked_at = now
             self._look()
         self._renew(now)
+        return rolled_back
 
     @property
     def mode(self) -> Mode:
@@ -171,9 +195,25 @@ class Limiter:
         if not self._tables.unban(ban_key(address)):
             raise TidegateError(f"ratelimit unban: expected a ban of {address}, found none")
 
-    def expire_ban(self, address: Address) -> None:
-        """Remove a ban that has ended by itself, if it is there still."""
-        self._tables.unban(ban_key(address))
+    def ban_until(self, address: Address, until: float) -> bool:
+        """Ban as :meth:`ban` does, unless it is banned for longer already; return whether it was not."""
+        banned = self._tables.banned(ban_key(address))
+        if banned is not None and (banned.until_ns == 0 or banned.until_ns >= until * 1e9):
+            return False
+        self.ban(address, max(until - self._clock(), 0.0))
+        return True
+
+    def bans(self) -> list[tuple[Network, float]]:
+        """Return the banned sources, and until when; infinity for ever."""
+        return [
+            (_banned(key), ban.until_ns / 1e9 if ban.until_ns else math.inf)
+            for key, ban in self._tables.bans().items()
+        ]
+
+    def end_bans(self) -> list[Network]:
+        """Remove the bans whose time is over; return whose they were."""
+        ended = self._tables.ended_bans(int(self._clock() * 1e9))
+        return [_banned(key) for key in ended if self._tables.unban(key)]
 
     def entries(self) -> Iterable[tuple[RatelimitKey, RatelimitSource]]:
         """Yield all buckets."""
@@ -193,6 +233,11 @@ class Limiter:
             raise TidegateError(f"ratelimit allow --remove: expected what was allowed by hand, found {network!r}")
         del self._by_hand[network]
         self._read_lists(self._clock())
+
+    @property
+    def complaints(self) -> list[str]:
+        """What is wrong with the files of the lists."""
+        return list(self._complaints)
 
     def is_allowed(self, address: Address) -> bool:
         """Return whether an address is never limited."""
@@ -222,6 +267,10 @@ class Limiter:
         except TidegateError as error:
             log.error("rate limit: %s; the ports stay as they were", error)
             return
+        own = listening.own if self._config.destinations == "own" else None
+        if own != self._own:
+            self._tables.set_own(None if own is None else map(mapped, own))
+            self._own = own
         found = compiled(self._config, listening.tcp, listening.udp)
         before, self._in_force = self._in_force, found
         if found != before:
@@ -235,6 +284,10 @@ class Limiter:
                 network = network_of(key)
                 found[network] = found.get(network, 0) + source.packets
         return found
+
+
+def _banned(key: bytes) -> Network:
+    return network_of(RatelimitKey._make(RATELIMIT_KEY.unpack(key)))
 
 
 def _is_address(text: str) -> bool:

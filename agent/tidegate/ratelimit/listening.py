@@ -3,25 +3,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from tidegate.errors import UnavailableError
 from tidegate.ratelimit.admission import addresses_in
+from tidegate.ratelimit.keys import Address
 
 _LISTEN, _UNCONNECTED = 10, 7  # enum tcp_state: TCP_LISTEN, TCP_CLOSE
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class Listening(NamedTuple):
-    """Ports on which packets from elsewhere find a socket."""
+    """Ports on which packets from elsewhere find a socket, and the addresses at which they do.
+
+    ``own`` is None on a node that doesn't forward, which gets nothing for others.
+    """
 
     tcp: frozenset[int]
     udp: frozenset[int]
+    own: frozenset[Address] | None = None
 
 
 def listening() -> Listening:
@@ -45,7 +54,32 @@ def listening() -> Listening:
         low, high = map(int, _RANGE.read_text("ascii").split())
     except (OSError, ValueError) as error:
         raise UnavailableError(f"listening sockets: expected them from sock_diag, found: {error}") from error
-    return Listening(reachable(tcp), frozenset(port for port in reachable(udp) if not low <= port <= high))
+    return Listening(
+        reachable(tcp),
+        frozenset(port for port in reachable(udp) if not low <= port <= high),
+        own_addresses(psutil.net_if_addrs()) if forwards() else None,
+    )
+
+
+def forwards(root: Path = Path("/proc/sys/net")) -> bool:
+    """Tell whether this network namespace forwards packets between any of its interfaces."""
+    for file in (*root.glob("ipv4/conf/*/forwarding"), *root.glob("ipv6/conf/*/forwarding")):
+        with contextlib.suppress(OSError):  # an interface that is gone
+            if file.read_text("ascii").strip() != "0":
+                return True
+    return False
+
+
+def own_addresses(interfaces: Mapping[str, Iterable[Any]]) -> frozenset[Address]:
+    """Return the addresses of all interfaces and those by which all hosts of their networks are meant.
+
+    ``interfaces`` as psutil.net_if_addrs() gives them.
+    """
+    found = set[Address]()
+    for row in chain.from_iterable(interfaces.values()):
+        if row.family in (socket.AF_INET, socket.AF_INET6):
+            found |= {ip_address(text.partition("%")[0]) for text in (row.address, row.broadcast) if text}
+    return frozenset(found)
 
 
 def reachable(sockets: Iterable[Mapping[str, Any]]) -> frozenset[int]:

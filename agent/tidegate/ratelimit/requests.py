@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 from typing import Any, Protocol
 
 from tidegate.audit import Action, Audit, actor
@@ -13,8 +14,9 @@ from tidegate.model.limiter import Limiter as LimiterView
 from tidegate.model.limiter import SourceRow
 from tidegate.privacy import Addresses
 from tidegate.ratelimit import METHODS
-from tidegate.ratelimit.heaviest import heaviest
-from tidegate.ratelimit.keys import Address, address_of, network_of
+from tidegate.ratelimit.bans import prefix_of
+from tidegate.ratelimit.heaviest import Heavy
+from tidegate.ratelimit.keys import Address, Network, address_of, network_of
 from tidegate.ratelimit.limiter import Limiter
 from tidegate.ratelimit.modes import Mode
 
@@ -35,15 +37,22 @@ class Peer(Protocol):
 
 
 class Requests:
-    """The methods of the control socket; ``view`` gives what ``status`` shows.
+    """The methods of the control socket; ``view`` gives what ``status`` shows, ``lift`` tells who is let in again.
 
     Each raises TidegateError for what can't be done. The caller takes care of turns.
     """
 
     def __init__(
-        self, limiter: Limiter, view: Callable[[], LimiterView], addresses: Addresses, audit: Audit
+        self,
+        limiter: Limiter,
+        view: Callable[[], LimiterView],
+        heaviest: Callable[[], Iterable[Heavy]],
+        lift: Callable[[Network], None],
+        addresses: Addresses,
+        audit: Audit,
     ) -> None:
-        self._limiter, self._view, self._addresses, self._audit = limiter, view, addresses, audit
+        self._limiter, self._view, self._heaviest, self._lift = limiter, view, heaviest, lift
+        self._addresses, self._audit = addresses, audit
 
     def methods(self) -> dict[str, Callable[[Params, Peer], Any]]:
         """Return them by name."""
@@ -58,18 +67,7 @@ class Requests:
         count = params.get("count", 20)
         if not isinstance(count, int) or not 1 <= count <= _MOST:
             raise UsageError(f"ratelimit top: expected a number of sources from 1 to {_MOST}, found {count!r}")
-        rows = []
-        for key, packets, refused in heaviest(self._limiter.entries(), count):
-            source = network_of(key)
-            rows.append(
-                SourceRow(
-                    handle=self._addresses.handle(source),
-                    source=self._addresses.shown(source),
-                    packets=packets,
-                    refused=refused,
-                )
-            )
-        return rows
+        return rows_of(islice(self._heaviest(), count), self._addresses)
 
     def ban(self, params: Params, peer: Peer) -> dict[str, str]:
         """Ban a source."""
@@ -82,6 +80,7 @@ class Requests:
         """End a ban."""
         address = self._target(params)
         self._limiter.unban(address)
+        self._lift(prefix_of(address))
         return {"done": f"{self._record(Action.UNBAN, peer, address, 'by hand')} is not banned any more"}
 
     def allow(self, params: Params, peer: Peer) -> dict[str, str]:
@@ -123,6 +122,24 @@ class Requests:
         if known is None:
             return address_of(text)
         return known if isinstance(known, IPv4Address | IPv6Address) else known.network_address
+
+
+def rows_of(found: Iterable[Heavy], addresses: Addresses) -> list[SourceRow]:
+    """Return sources as they may be shown."""
+    rows = []
+    for heavy in found:
+        source = network_of(heavy.key)
+        rows.append(
+            SourceRow(
+                handle=addresses.handle(source),
+                source=addresses.shown(source),
+                packets=heavy.packets,
+                packet_rate=heavy.packet_rate,
+                refused=heavy.refused,
+                refused_rate=heavy.refused_rate,
+            )
+        )
+    return rows
 
 
 def _seconds(params: Params) -> float | None:

@@ -4,34 +4,42 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from tidegate.audit import Audit
+from tidegate.audit import Action, Audit, agent
 from tidegate.config.keys import RateLimit
-from tidegate.kernel.limiter import SHARED, LimiterMaps, counts, notes
+from tidegate.kernel.limiter import LimiterMaps, counts, notes
 from tidegate.kernel.objects import BpfObject, possible_cpus
 from tidegate.kernel.pins import PINS, PinDirectory
-from tidegate.model.limiter import InterfaceRow, VerdictCount
+from tidegate.model.limiter import InterfaceRow, SourceRow, VerdictCount
 from tidegate.model.limiter import Limiter as LimiterView
+from tidegate.model.snapshot import MapHealth
 from tidegate.privacy import Addresses
-from tidegate.ratelimit import listening
+from tidegate.ratelimit import STARTED_WITH, instance, listening
 from tidegate.ratelimit.feeding import Feeding
-from tidegate.ratelimit.interfaces import Interfaces
+from tidegate.ratelimit.heaviest import Heavy
+from tidegate.ratelimit.interfaces import Attachment, Interfaces
+from tidegate.ratelimit.keys import Network, network_of
 from tidegate.ratelimit.limiter import Limiter, Surroundings
 from tidegate.ratelimit.modes import Mode
 from tidegate.ratelimit.policy import sizes
-from tidegate.ratelimit.requests import Params, Peer, Requests
+from tidegate.ratelimit.requests import Params, Peer, Requests, rows_of
+from tidegate.ratelimit.watch import SourceWatch
 
-#: Maps that each interface has for itself.
-_OWN = ("ratelimit_counts", "ratelimit_notes")
-#: Sources are counted again after so many seconds: 100,000 take 30 ms.
-_COUNTED = 30.0
+log = logging.getLogger("tidegate")
+
+#: So many of the heaviest sources are in a view.
+SHOWN = 50
+#: So many sources that begin to be over their limits have a record of their own, at a tick.
+_RECORDED = 20
 
 
 class RunningLimiter:
@@ -49,13 +57,15 @@ class RunningLimiter:
         surroundings: Surroundings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._clock, self._audit = config, clock, audit
-        self._lock = threading.Lock()
-        self._sources: tuple[float, int, int] | None = None
+        self._config, self._clock, self._audit, self._addresses = config, clock, audit, addresses
+        self._wanted = config
+        self._turn = threading.Lock()
         with contextlib.ExitStack() as stack:
             self._pins = stack.enter_context(PinDirectory(pins))
-            base = stack.enter_context(self._object())
-            base.load()
+            base, emptied = instance.load(self._pins, None, sizes(config))
+            stack.enter_context(base)
+            if emptied:
+                log.warning("rate limit: %s", _anew(emptied))
             self._maps = LimiterMaps(base, possible_cpus())
             # Lists, policies and mode are in force before any interface is.
             self._limiter = Limiter(
@@ -66,54 +76,115 @@ class RunningLimiter:
                     config.interfaces, self._pins, self._load, generic=config.generic == "allow", clock=clock
                 )
             )
-            self._requests = Requests(self._limiter, self._view, addresses, audit)
-            self._feeding = Feeding(config.feed, self._limiter, addresses, audit) if config.feed.listen else None
-            if self._feeding is not None:
-                stack.callback(self._feeding.close)
+            if self._interfaces.stale_pins:
+                log.info("rate limit: pins removed of %d interfaces that are gone", self._interfaces.stale_pins)
+            self.feed: Feeding | None = None
+            if config.feed.listen:
+                self.feed = Feeding(config.feed, self._limiter, addresses, audit, self._turn)
+                stack.callback(self.feed.close)
+            self._watch = SourceWatch(self._maps.sources, self._maps.requesting, clock)
+            stack.callback(self._watch.close)
+            self._requests = Requests(
+                self._limiter, self._view, lambda: self._watch.now().heavy, self._lift, addresses, audit
+            )
             self._open = stack.pop_all()
 
-    def _object(self) -> BpfObject:
-        bpf = BpfObject.named("ratelimit")
-        bpf.resize(sizes(self._config))
-        bpf.pin_maps(self._pins.path, SHARED)
+    def _load(self, index: int, _: str) -> BpfObject:
+        bpf, emptied = instance.load(self._pins, index, sizes(self._config))
+        if emptied:
+            log.warning("rate limit: %s", _anew(emptied))
         return bpf
 
-    def _load(self, index: int, _: str) -> BpfObject:
-        bpf = self._object()
-        bpf.pin_maps(self._pins.at_interface(index), _OWN)
-        return bpf.load()
-
-    def tick(self) -> LimiterView:
-        """Renew the lease, follow what has changed, and return what there is to show."""
-        with self._lock:
+    def tick(self) -> tuple[LimiterView, tuple[SourceRow, ...]]:
+        """Renew the lease, follow what has changed, and return what there is to show, and the heaviest sources."""
+        with self._turn:
+            self._take_config()
             self._interfaces.follow()
-            self._limiter.tick()
-            if self._feeding is not None:
-                self._feeding.tick(self._clock())
+            rolled_back = self._limiter.tick()
+            if rolled_back is not None:
+                self._record(Action.MODE, reason=f"{rolled_back.word} was not confirmed")
+            for ended in self._limiter.end_bans():
+                self._record(Action.UNBAN, ended, reason="its time is over")
+            self._record_crossed(self._watch.tick())
             self._audit.tidy()
-            return self._view()
+            latest = self._watch.latest
+            rows = rows_of(latest.heavy[:SHOWN], self._addresses) if latest else ()
+            return self._view(), tuple(rows)
 
     def configure(self, config: RateLimit) -> None:
-        """Take limits, lists and mode of another config; its interfaces and sizes are for the next start."""
-        with self._lock:
-            kept = {name: getattr(self._config, name) for name in ("interfaces", "generic", *_SIZED)}
-            self._config = msgspec.structs.replace(config, **kept)
-            self._limiter.configure(self._config)
+        """Take limits, lists and mode of another config at the next tick; the rest is for the next start."""
+        self._wanted = config
+
+    def _take_config(self) -> None:
+        kept = {name: getattr(self._config, name) for name in STARTED_WITH}
+        wanted = msgspec.structs.replace(self._wanted, **kept)
+        if wanted == self._config:
+            return
+        before, self._config = self._mode, wanted
+        self._limiter.configure(wanted)
+        if self._mode != before:
+            self._record(Action.MODE, reason="the config was read again")
+
+    @property
+    def _mode(self) -> str:
+        return self._limiter.mode.word
+
+    def _record_crossed(self, crossed: list[Heavy]) -> None:
+        """Put sources that have begun to be over their limits on the record, so many at a time one by one."""
+        for heavy in crossed[:_RECORDED]:
+            details = {"packets": heavy.packets, "refused": heavy.refused, "refused_rate": heavy.refused_rate}
+            self._record(Action.THRESHOLD, network_of(heavy.key), reason="over its limit", **details)
+        if more := crossed[_RECORDED:]:
+            self._record(
+                Action.THRESHOLD,
+                reason="further sources over their limits",
+                sources=len(more),
+                refused=sum(heavy.refused for heavy in more),
+            )
+
+    def _record(self, action: Action, subject: Network | None = None, *, reason: str, **details: object) -> None:
+        shown = None if subject is None else self._addresses.shown(subject)
+        self._audit.record(
+            action, by=agent(), subject=shown, reason=reason, details={"mode": self._mode, **details}
+        )
+
+    def losses(self) -> dict[str, int]:
+        """Return what was lost, by reason."""
+        return {**(self.feed.losses() if self.feed else {}), "audit_records": self._audit.health().lost}
+
+    def maps(self) -> dict[str, MapHealth]:
+        """Return how full its maps are."""
+        latest = self._watch.latest
+        return self._maps.health(
+            {
+                "ratelimit_sources": latest and latest.sources,
+                "ratelimit_syns": latest and latest.requesting,
+                "ratelimit_bans": self._maps.ban_count(),
+                "ratelimit_allowed": self._limiter.allowed,
+                "ratelimit_denied": self._limiter.denied,
+            }
+        )
 
     def methods(self) -> dict[str, Callable[[Params, Peer], Any]]:
-        """Return what the control socket offers."""
-        return {name: self._in_turn(method) for name, method in self._requests.methods().items()}
+        """Return what the control socket offers; any thread may call it."""
+        found = self._requests.methods()
+        # It may take half a second, and changes nothing.
+        return {name: call if name.endswith(".top") else self._in_turn(call) for name, call in found.items()}
 
     def _in_turn(self, method: Callable[[Params, Peer], Any]) -> Callable[[Params, Peer], Any]:
         def asked(params: Params, peer: Peer) -> Any:
-            with self._lock:
+            with self._turn:
                 return method(params, peer)
 
         return asked
 
+    def _lift(self, prefix: Network) -> None:
+        if self.feed is not None:
+            self.feed.lift(prefix)
+
     def uninstall(self) -> None:
         """Detach from all interfaces and remove all pins."""
-        with self._lock:
+        with self._turn:
             self._interfaces.uninstall()
             self._pins.remove()
 
@@ -128,49 +199,50 @@ class RunningLimiter:
         self.close()
 
     def _view(self) -> LimiterView:
-        now, state = self._clock(), self._maps.state
-        sources, requesting = self._counted(now)
         found = self._interfaces.objects
+        noted: Counter[str] = Counter()
         rows = []
-        noted: dict[str, int] = {}
         for at in self._interfaces.attachments():
             bpf = found.get(at.interface)
-            by = counts(bpf) if bpf else {}
-            for name, number in (notes(bpf) if bpf else {}).items():
-                noted[name] = noted.get(name, 0) + number
-            rows.append(
-                InterfaceRow(
-                    interface=at.interface,
-                    attached=at.mode,
-                    reason=at.reason,
-                    mode=state.mode if at.mode else Mode.OFF,
-                    sources=sources,
-                    requesting=requesting,
-                    counts=tuple(
-                        VerdictCount(verdict=verdict, reason=reason, packets=count.packets, bytes=count.bytes)
-                        for (verdict, reason), count in by.items()
-                    ),
-                )
-            )
+            noted.update(notes(bpf) if bpf else {})
+            rows.append(self._row(at, bpf))
         until = self._limiter.until
+        health = self._audit.health()
         return LimiterView(
-            mode=self._limiter.mode.word,
-            rolls_back_in=None if until is None else max(until - now, 0.0),
+            mode=self._mode,
+            rolls_back_in=None if until is None else max(until - self._clock(), 0.0),
             interfaces=tuple(rows),
-            bans=len(self._maps.bans()),
+            bans=self._maps.ban_count(),
             allowed=self._limiter.allowed,
             denied=self._limiter.denied,
-            guarded=noted.get("guarded", 0),
-            contended=noted.get("contended", 0),
+            guarded=noted["guarded"],
+            contended=noted["contended"],
+            feed=self.feed.row() if self.feed else None,
+            complaints=(*self._limiter.complaints, *([health.error] if health.error else [])),
         )
 
-    def _counted(self, now: float) -> tuple[int, int]:
-        if self._sources is None or now - self._sources[0] >= _COUNTED:
-            self._sources = now, sum(1 for _ in self._maps.sources()), sum(1 for _ in self._maps.requesting())
-        return self._sources[1:]
+    def _row(self, at: Attachment, bpf: BpfObject | None) -> InterfaceRow:
+        latest = self._watch.latest
+        return InterfaceRow(
+            interface=at.interface,
+            attached=at.mode,
+            reason=at.reason,
+            mode=self._maps.state.mode if at.mode else Mode.OFF,
+            sources=latest.sources if latest else None,
+            requesting=latest.requesting if latest else None,
+            counts=tuple(
+                VerdictCount(verdict=verdict, reason=reason, packets=count.packets, bytes=count.bytes)
+                for (verdict, reason), count in (counts(bpf) if bpf else {}).items()
+            ),
+        )
 
 
-_SIZED = ("max_sources", "sketch_cells", "max_prefixes", "max_bans")
+def _anew(emptied: list[str]) -> str:
+    """Say which pinned maps could not be gone on with."""
+    names = ", ".join(name for name in emptied if name != "ratelimit_bans")
+    return f"other sizes than those of the agent before, so these begin empty: {names or 'none'}" + (
+        "; its bans are taken over" if "ratelimit_bans" in emptied else ""
+    )
 
 
 def remove_leftovers(pins: Path = PINS) -> None:

@@ -27,8 +27,11 @@ from tidegate.ratelimit.policy import compiled, sizes
 _ZERO = bytes(4)
 #: Below that the kernel runs nothing on a frame.
 _SMALLEST = 14
-#: From so many bytes on, all headers are there, and what was cut off is filled up for the limits of bytes.
+#: With so many bytes all headers are there, however many.
 _HEADERS, _LARGEST = 200, 60_000
+_TCP, _UDP = 6, 17
+#: What is read of both.
+_TRANSPORT = 14
 #: When the simulation begins, in ns: long enough after the clock's zero for packets that go back in time.
 _BEGIN, _END = 1 << 50, (1 << 64) - 1
 _ALL = range(65536)
@@ -87,7 +90,7 @@ def _judged(bpf: BpfObject, packet: Captured, since: int) -> tuple[str, str]:
     if len(packet.frame) < _SMALLEST:
         return "pass", "truncated"
     frame = packet.frame
-    if len(frame) >= _HEADERS:
+    if len(frame) >= headers_of(frame):  # what the capture has cut off counts for the limits of bytes
         frame = frame[:_LARGEST].ljust(min(packet.wire, _LARGEST), b"\0")
     table = bpf.maps["ratelimit_simulation"]
     table[_ZERO] = RATELIMIT_SIMULATION.pack(min(max(_BEGIN + since, 0), _END), 0, 0)
@@ -96,12 +99,28 @@ def _judged(bpf: BpfObject, packet: Captured, since: int) -> tuple[str, str]:
     return RatelimitVerdict(found.verdict).name.lower(), RatelimitReason(found.reason).name.lower()
 
 
-def source_of(frame: bytes) -> str | None:
-    """Return the source address of an IP packet, behind up to two VLAN tags."""
+def headers_of(frame: bytes) -> int:
+    """Return how many bytes of a frame have to be there to know all that is judged by."""
+    kind, ip = _ip_of(frame)
+    start = len(frame) - len(ip)
+    if kind == b"\x08\x00" and ip:
+        return start + (ip[0] & 0x0F) * 4 + _TRANSPORT
+    if kind == b"\x86\xdd" and len(ip) > 6 and ip[6] in (_TCP, _UDP):
+        return start + 40 + _TRANSPORT
+    return _HEADERS
+
+
+def _ip_of(frame: bytes) -> tuple[bytes, bytes]:
+    """Return the Ethernet type and what follows it, behind up to two VLAN tags."""
     at = 12
     while frame[at : at + 2] in _VLANS and at < 20:
         at += 4
-    kind, ip = frame[at : at + 2], frame[at + 2 :]
+    return frame[at : at + 2], frame[at + 2 :]
+
+
+def source_of(frame: bytes) -> str | None:
+    """Return the source address of an IP packet, behind up to two VLAN tags."""
+    kind, ip = _ip_of(frame)
     if kind == b"\x08\x00" and len(ip) >= 16:
         return str(IPv4Address(ip[12:16]))
     if kind == b"\x86\xdd" and len(ip) >= 24:

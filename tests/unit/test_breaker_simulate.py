@@ -66,6 +66,11 @@ def test_an_interval_ends_before_what_happens_at_its_end() -> None:
     assert [(each["t"], each["action"]) for each in found] == [(0, "eject"), (30, "uneject"), (30, "eject")]
 
 
+def test_a_long_time_takes_no_time() -> None:
+    found = actions(*[line(1.0, code=500)] * 3, '{"t": 1e12, "event": "tick"}', line(1e12, code=500))
+    assert [(each["t"], each["action"]) for each in found] == [(1, "eject"), (40, "uneject")]
+
+
 def test_a_mode_that_is_off_is_enforced_here_too() -> None:
     auth = [line(float(t), "10.0.0.5:4000", pool="auth", code=500) for t in range(5)]
     (found,) = actions(*auth)

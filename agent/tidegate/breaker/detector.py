@@ -72,6 +72,14 @@ class Detector:
         return len(self._endpoints)
 
     @property
+    def at_rest(self) -> bool:
+        """Whether a sweep would change nothing, however much time has passed."""
+        return not any(
+            ep.state is not _CLOSED or ep.backoff or ep.requests or ep.local_total or ep.timed or ep.way
+            for ep in self._endpoints.values()
+        )
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Its endpoints."""
         return tuple(self._endpoints)
@@ -245,6 +253,10 @@ class Detector:
             return self._out.reopen(ep, now, evidence if status is None else evidence | {"code": status})
         elif kind is not _CONNECT_OK or not ep.needs_answer or event.code is not None:
             permits.settle(attempt, success=True)
+            for _ in range(event.count - 1):
+                if not permits.holds(None) and not permits.take(None, now):
+                    break
+                permits.settle(None, success=True)
             if permits.complete:
                 return self._out.uneject(ep, Reason.PROBED, now)
         return NONE

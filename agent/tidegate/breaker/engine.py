@@ -63,6 +63,11 @@ class Engine:
         return pool
 
     @property
+    def at_rest(self) -> bool:
+        """Whether sweeps change nothing until something happens."""
+        return not self.frozen and all(pool.at_rest for pool in self._pools.values())
+
+    @property
     def owners(self) -> dict[str, str]:
         """The pool of each endpoint."""
         return {address: name for name, pool in self._pools.items() for address in pool.addresses}

@@ -50,7 +50,8 @@ def simulate(
             raise UsageError(f"line {number}: expected events in the order of t, found {line.t:g} after {last:g}")
         last = line.t
         while engine.next_sweep <= line.t:
-            yield from engine.sweep(engine.next_sweep)
+            # Of a long time in which nothing happens, one sweep is enough.
+            yield from engine.sweep(line.t if engine.at_rest else engine.next_sweep)
         if line.event is not Kind.TICK:
             yield from engine.observe(_event(line, number, pools), line.t)
 

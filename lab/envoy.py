@@ -22,12 +22,16 @@ PATIENCE = 20.0
 
 
 class Cluster(NamedTuple):
-    """What Envoy balances over: a port to listen on, its endpoints, and its outlier detection as YAML has it."""
+    """What Envoy balances over: a port to listen on, its endpoints, its outlier detection as YAML has it.
+
+    ``timeout`` is how long a request may take, in seconds.
+    """
 
     name: str
     port: int
     endpoints: Sequence[tuple[str, int]]
     outlier_detection: Mapping[str, Any]
+    timeout: float = 5.0
 
 
 class Envoy:
@@ -112,7 +116,7 @@ def _address(address: str, port: int) -> dict[str, Any]:
 def _listener(cluster: Cluster) -> dict[str, Any]:
     kind = "type.googleapis.com/envoy.extensions.filters"
     router = {"name": "router", "typed_config": {"@type": f"{kind}.http.router.v3.Router"}}
-    route = {"match": {"prefix": "/"}, "route": {"cluster": cluster.name, "timeout": "5s"}}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": cluster.name, "timeout": f"{cluster.timeout}s"}}
     manager = {
         "@type": f"{kind}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": cluster.name,

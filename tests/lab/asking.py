@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upstreams that answer as they are told, and clients that ask a proxy; runs in its network namespace already.
 
-The argument is JSON: ``answers`` by port are the statuses that it gives in turn, ``clients`` are pairs of a port
-and the seconds between its requests. A first line on stdin has the clients begin; further ones are JSON and change
-``answers``; the end of stdin ends it.
+The argument is JSON: ``answers`` by port are the statuses that it gives in turn, 0 for no answer; ``clients`` are
+pairs of a port and the seconds between its requests. A first line on stdin has the clients begin; further ones are
+JSON and change ``answers``; the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.send_response(next(ANSWERS[self.server.server_port]))  # type: ignore[attr-defined]
+        status = next(ANSWERS[self.server.server_port])  # type: ignore[attr-defined]
+        if not status:
+            self.rfile.read(1)  # no answer, until the other side gives up
+            self.close_connection = True
+            return
+        self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

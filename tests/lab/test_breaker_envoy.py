@@ -80,6 +80,14 @@ TRIALS = (
 )
 #: All of its endpoints fail; only one may be out.
 CAPPED = Trial("capped", 9004, (8021, 8022), [503], 0.02, 0, {"consecutive_5xx": 3}, ours(consecutive_5xx=3))
+#: One of its endpoints accepts connections and answers nothing.
+HUNG = Cluster(
+    "hung",
+    9005,
+    [("127.0.0.1", 8031), ("127.0.0.1", 8032)],
+    COMMON | {"split_external_local_origin_errors": True, "consecutive_local_origin_failure": 3},
+    0.2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,8 @@ def real(lab: Lab) -> tuple[list[dict[str, Any]], dict[str, int]]:
     answers = {str(port): [200] for trial in TRIALS for port in trial.endpoints[1:]}
     answers |= {str(port): CAPPED.fails or [] for port in CAPPED.endpoints}
     answers |= {str(trial.endpoints[0]): trial.fails for trial in TRIALS if trial.fails is not None}
-    clients = [(trial.port, trial.gap) for trial in (*TRIALS, CAPPED)]
+    answers |= {"8031": [0], "8032": [200]}
+    clients = [*((trial.port, trial.gap) for trial in (*TRIALS, CAPPED)), (HUNG.port, 0.02)]
     plan = json.dumps({"answers": answers, "clients": clients})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
     asking = host.popen([sys.executable, "-m", "tests.lab.asking", plan], **pipes, start_new_session=True)
@@ -104,7 +113,7 @@ def real(lab: Lab) -> tuple[list[dict[str, Any]], dict[str, int]]:
     for pipe in (asking.stdin, asking.stdout):
         lab.stack.callback(pipe.close)
     assert asking.stdout.readline() == "ready\n"
-    envoy = Envoy(host, [cluster(trial) for trial in (*TRIALS, CAPPED)])
+    envoy = Envoy(host, [*(cluster(trial) for trial in (*TRIALS, CAPPED)), HUNG])
 
     def tell(what: object) -> None:
         assert asking.stdin is not None
@@ -243,3 +252,20 @@ def test_the_cap_is_envoys(real: tuple[list[dict[str, Any]], dict[str, int]]) ->
         assert most == 1
     assert statistics["cluster.capped.outlier_detection.ejections_overflow"] > 0
     assert pool.row().overflow > 0
+
+
+def test_envoy_does_not_eject_what_hangs_where_errors_are_split_and_we_do(
+    real: tuple[list[dict[str, Any]], dict[str, int]],
+) -> None:
+    events, statistics = real
+    assert statistics["cluster.hung.upstream_rq_timeout"] > 20
+    assert [event for event in events if event["cluster_name"] == HUNG.name and event["enforced"]] == []
+    detection = ours(split_external_local_origin_errors=True, consecutive_local_origin_failure=3)
+    pool = Pool("hung", Policy(mode="enforce", outlier_detection=detection), ["8031", "8032"], 0.0)
+    found = [
+        decision.reason
+        for _ in range(3)
+        for kind in (Kind.CONNECT_OK, Kind.HTTP_TIMEOUT)
+        for decision in pool.observe(Event("hung", "8031", kind), 0.1)
+    ]
+    assert found == ["consecutive_local_origin_failure"]

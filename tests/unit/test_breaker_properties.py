@@ -163,11 +163,12 @@ def test_no_permit_is_lost(permits: int, given_trials: list[tuple[str, int | Non
             held.return_all()
             out.clear()
         else:
-            held.settle(attempt, success=what == "success")
-            mine = attempt if attempt in out else None
-            if mine in out:
-                out.remove(mine)
+            assert held.holds(attempt) == (attempt in out or None in out or (attempt is None and bool(out)))
+            if held.holds(attempt):
+                mine = attempt if attempt in out else None
+                out.remove(mine if mine in out else out[0])
                 succeeded += what == "success"
+            held.settle(attempt, success=what == "success")
         assert (held.out, held.succeeded) == (len(out), succeeded)
         assert held.left == permits - succeeded - len(out) >= 0
     assert held.overdue(1000.0) == len(out)

@@ -62,6 +62,13 @@ def test_successes_in_sums_are_trials_too() -> None:
     assert happen(of, A, 200, now=11.0, count=50) == [f"uneject {A} probed"]
 
 
+def test_an_answer_from_who_knows_no_attempts_ends_a_trial_that_has_one() -> None:
+    of = half_open(probe=Probe(permits=1))
+    assert happen(of, A, Kind.CONNECT_OK, now=11.0, attempt=7, started=10.9) == []
+    assert happen(of, A, 500, now=11.1, started=9.0) == []
+    assert happen(of, A, 200, now=11.2, started=11.0) == [f"uneject {A} probed"]
+
+
 def test_what_began_before_is_no_trial() -> None:
     of = half_open()
     assert happen(of, A, 500, now=11.0, started=9.0) == []

@@ -48,8 +48,8 @@ class Permits:
         return True
 
     def holds(self, attempt: int | None) -> bool:
-        """Whether this is a trial, or may be one whose attempt isn't known."""
-        return attempt in self._out or bool(self._nameless)
+        """Whether this is a trial, or may be one: its attempt isn't known, or that of a trial isn't."""
+        return attempt in self._out or bool(self._nameless) or (attempt is None and bool(self._out))
 
     def settle(self, attempt: int | None, *, success: bool) -> None:
         """Take the permit back; without success it may be used again."""
@@ -57,6 +57,8 @@ class Permits:
             del self._out[attempt]
         elif self._nameless:
             del self._nameless[0]
+        elif attempt is None and self._out:
+            del self._out[next(iter(self._out))]
         else:
             return
         self.succeeded += success

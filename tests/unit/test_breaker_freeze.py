@@ -91,11 +91,15 @@ def test_a_pool_fails_as_a_whole_with_most_of_its_endpoints() -> None:
 
 def test_pools_at_one_address_are_related() -> None:
     together = Together(10.0)
-    assert together.failed("a", "10.0.0.1:1", 1, 0.0)
-    assert together.failed("b", "10.0.0.1:2", 1, 0.0)
-    assert together.failing(0.0) == 1
-    assert together.failed("c", "[fd00::1]:2", 1, 0.0)
-    assert together.failing(0.0) == 2
+    for pool, endpoint, failing in (("a", "10.0.0.1:1", 1), ("b", "10.0.0.1:2", 1), ("c", "[fd00::1]:2", 2)):
+        assert [together.failed(pool, endpoint, 1, 0.0) for _ in range(3)] == [False, True, False]
+        assert together.failing(0.0) == failing
+
+
+def test_one_failure_of_an_only_endpoint_says_nothing() -> None:
+    together = Together(10.0)
+    assert [together.failed("a", "10.0.0.1:1", 1, 11.0 * n) for n in range(5)] == [False] * 5
+    assert together.failing(44.0) == 0
 
 
 # The engine.
@@ -187,6 +191,7 @@ def test_what_failures_to_connect_have_led_to_just_before_is_taken_back() -> Non
     assert fail(of, 0, 0, 1.0) == fail(of, 0, 0, 1.1) == []
     assert fail(of, 0, 0, 1.2) == [f"eject {at(0, 0)} consecutive_local_origin_failure"]
     # What the second pool had ejected by its answers stays.
+    assert fail(of, 1, 0, 2.0) == []
     assert fail(of, 1, 0, 2.0) == ["freeze unrelated_pools", f"uneject {at(0, 0)} frozen"]
     assert of.refused() == {("p1", at(1, 0)): 0}
     assert of.rows()[0].endpoints[0].ejections == 0
@@ -204,8 +209,7 @@ def test_what_was_ejected_earlier_or_measured_meanwhile() -> None:
 
 def test_it_goes_on_while_they_fail_and_ends_when_they_do_not() -> None:
     of = engine(2, 1)
-    fail(of, 0, 0, 1.0)
-    assert fail(of, 1, 0, 1.0) == ["freeze unrelated_pools"]
+    assert [fail(of, pool, 0, 1.0) for pool in (0, 1, 0, 1)] == [[], [], [], ["freeze unrelated_pools"]]
     for now in range(2, 30):
         fail(of, 0, 0, float(now))
         fail(of, 1, 0, float(now))
@@ -238,7 +242,7 @@ def test_pools_that_are_in_use_and_well_speak_against_it() -> None:
     assert [line.split()[0] for line in found] == ["eject", "eject"]
     # Two of six are few; two of two that were in use lately are all.
     later = engine(6, 1)
-    assert [line.split()[0] for pool in range(2) for line in fail(later, pool, 0, 1.0)] == ["freeze"]
+    assert [line.split()[0] for pool in (0, 1, 0, 1) for line in fail(later, pool, 0, 1.0)] == ["freeze"]
 
 
 def test_a_pool_that_is_added_while_it_is_ill_is_frozen_too() -> None:

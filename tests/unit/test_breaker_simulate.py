@@ -66,6 +66,10 @@ def test_an_interval_ends_before_what_happens_at_its_end() -> None:
     assert [(each["t"], each["action"]) for each in found] == [(0, "eject"), (30, "uneject"), (30, "eject")]
 
 
+def test_a_fault_of_this_nodes_own_may_be_of_no_endpoint() -> None:
+    assert actions('{"t": 1, "event": "local_fault"}', line(1.0, event="local_fault")) == []
+
+
 def test_a_long_time_takes_no_time() -> None:
     found = actions(*[line(1.0, code=500)] * 3, '{"t": 1e12, "event": "tick"}', line(1e12, code=500))
     assert [(each["t"], each["action"]) for each in found] == [(1, "eject"), (40, "uneject")]
@@ -79,7 +83,7 @@ def test_a_mode_that_is_off_is_enforced_here_too() -> None:
 
 def test_pools_that_fail_together_freeze() -> None:
     lines = [line(float(t), at, "connect_timeout") for t in range(3) for at in (A, B)]
-    lines += [line(2.0, "10.0.0.5:4000", "connect_timeout", pool="auth")]
+    lines += [line(2.0, "10.0.0.5:4000", "connect_timeout", pool="auth")] * 2
     lines += [line(2.0 + t, at, "connect_timeout") for t in range(9) for at in (A, B)]
     found = actions(*lines, '{"t": 40, "event": "tick"}')
     assert [(each["t"], each["action"], each["reason"]) for each in found] == [

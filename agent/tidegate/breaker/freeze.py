@@ -16,6 +16,8 @@ _RELEASE = 0.75
 TOGETHER = frozenset((Kind.CONNECT_REFUSED, Kind.CONNECT_TIMEOUT, Kind.CONNECT_UNREACHABLE, Kind.RESET))
 #: The name of the reason that is no reading of the node.
 UNRELATED_POOLS = "unrelated_pools"
+#: So many failures of a pool say something.
+_FEWEST = 2
 _SHARES = ("steal", "cpu_pressure", "memory_pressure", "io_pressure", "retransmits")
 _COUNTS = ("lost_events", "ports_exhausted")
 
@@ -28,31 +30,40 @@ class Verdict(NamedTuple):
     evidence: dict[str, Number]
 
 
+class _Mark(NamedTuple):
+    """When an endpoint has failed last, and how often in a window."""
+
+    last: float
+    failures: int
+
+
 class Together:
     """Which pools fail to connect as a whole: most of their endpoints, whoever is behind them.
 
     A machine that dies takes some endpoints of each pool with it. What takes most of the endpoints of most pools
-    at a time is on this node. Pools that fail at one and the same address are related, and count as one.
+    at a time is on this node. Pools that fail at one and the same address are related, and count as one. A single
+    failure says nothing, also where it is of a pool's only endpoint.
     """
 
     def __init__(self, window: float) -> None:
         self._window = window
-        self._marks: dict[str, dict[str, float]] = {}
+        self._marks: dict[str, dict[str, _Mark]] = {}
         self._looked: dict[str, float] = {}
         self._failing: dict[str, float] = {}
 
     def failed(self, pool: str, endpoint: str, hosts: int, now: float) -> bool:
         """Note a failure to connect; tell whether its pool of ``hosts`` endpoints begins to fail as a whole."""
         marks = self._marks.setdefault(pool, {})
-        last = marks.get(endpoint, -math.inf)
-        marks[endpoint] = now
+        known = marks.get(endpoint)
+        failures = 1 if known is None or now - known.last > self._window else known.failures + 1
+        marks[endpoint] = _Mark(now, failures)
         # All endpoints are looked at where one is new among the failing, else once in a while.
-        if now - last <= self._window and now - self._looked.get(pool, -math.inf) < self._window / 10:
+        if failures > _FEWEST and now - self._looked.get(pool, -math.inf) < self._window / 10:
             return False
         self._looked[pool] = now
-        recent = {at: time for at, time in marks.items() if now - time <= self._window}
+        recent = {at: mark for at, mark in marks.items() if now - mark.last <= self._window}
         self._marks[pool] = recent
-        if 2 * len(recent) <= hosts:
+        if 2 * len(recent) <= hosts or sum(mark.failures for mark in recent.values()) < _FEWEST:
             return False
         began = now - self._failing.get(pool, -math.inf) > self._window
         self._failing[pool] = now

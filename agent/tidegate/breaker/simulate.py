@@ -15,7 +15,7 @@ from tidegate.model.outliers import Freeze, Member
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
-    """One line; a tick needs neither pool nor endpoint."""
+    """One line; a tick and a fault of this node's own need neither pool nor endpoint."""
 
     t: float
     event: Kind
@@ -52,7 +52,7 @@ def simulate(
         while engine.next_sweep <= line.t:
             # Of a long time in which nothing happens, one sweep is enough.
             yield from engine.sweep(line.t if engine.at_rest else engine.next_sweep)
-        if line.event is not Kind.TICK:
+        if line.event is not Kind.TICK and (line.event is not Kind.LOCAL_FAULT or line.endpoint):
             yield from engine.observe(_event(line, number, pools), line.t)
 
 

@@ -3,29 +3,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from tidegate.advice import conclude, find
 from tidegate.history import History
 from tidegate.model.finding import Finding
 from tidegate.model.limits import Advice, Residency
+from tidegate.model.outliers import Member
 from tidegate.model.snapshot import View
 
 
 class Advisor:
     """The findings of a running measurement; ``seconds`` is how long it has been watched."""
 
-    def __init__(self, advice: Advice, residency: Residency) -> None:
-        self.advice, self.residency = advice, residency
+    def __init__(self, advice: Advice, residency: Residency, pools: Mapping[str, Member] | None = None) -> None:
+        self.advice, self.residency, self.pools = advice, residency, pools or {}
         self.seconds = 0.0
         self._history = History(advice.window)
         self._standing: dict[tuple[str, str], tuple[Finding, float]] = {}
         self._judged_at: float | None = None
         self._findings: tuple[Finding, ...] = ()
 
-    def configure(self, advice: Advice, residency: Residency) -> None:
+    def configure(self, advice: Advice, residency: Residency, pools: Mapping[str, Member] | None = None) -> None:
         """Judge by other limits from now on."""
-        self.advice, self.residency = advice, residency
+        self.advice, self.residency, self.pools = advice, residency, pools or {}
         self._history.length = advice.window
 
     def judge(self, view: View) -> View:
@@ -34,7 +37,7 @@ class Advisor:
         window = self._history.add(view)
         if self._judged_at is None or self.seconds - self._judged_at >= 0.9 * self.advice.interval:
             self._judged_at = self.seconds
-            self._findings = conclude(self._stand(find(window, self.advice, self.residency)))
+            self._findings = conclude(self._stand(find(window, self.advice, self.residency, self.pools)))
         return msgspec.structs.replace(view, findings=self._findings)
 
     def _stand(self, found: tuple[Finding, ...]) -> list[Finding]:

@@ -36,7 +36,7 @@ def test_check_of_a_good_file(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["check", str(path)])
     assert (result.exit_code, result.stdout) == (0, f"{path}: ok\n")
     result = RUNNER.invoke(app, ["check", "--json", str(path)])
-    assert (result.exit_code, json.loads(result.stdout)) == (0, {"file": str(path), "errors": []})
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"file": str(path), "errors": [], "warnings": []})
 
 
 def test_check_of_a_bad_file_raises_every_complaint(bad: Path) -> None:
@@ -48,7 +48,8 @@ def test_check_of_a_bad_file_raises_every_complaint(bad: Path) -> None:
 
 def test_check_of_a_bad_file_as_json(bad: Path) -> None:
     result = RUNNER.invoke(app, ["check", str(bad), "--json"])
-    assert (result.exit_code, json.loads(result.stdout)) == (2, {"file": str(bad), "errors": complaints(bad)})
+    said = {"file": str(bad), "errors": complaints(bad), "warnings": []}
+    assert (result.exit_code, json.loads(result.stdout)) == (2, said)
 
 
 def test_check_reads_files_of_networks(tmp_path: Path) -> None:

@@ -37,14 +37,17 @@ FRAGMENTS = [
     "<<", "? ", "!!int ", "!x ", "~", "off", "'", '"', "\\U", "\\u", "FFFFFFFF", "d800", "%YAML ", "---", "1.",
 ]  # fmt: skip
 
-KEYS = "signals, services, metrics, control, advice, locations, residency, rate_limit, privacy, audit, logging"
+KEYS = (
+    "signals, services, metrics, control, advice, locations, residency, rate_limit, pools, breaker, privacy, "
+    "audit, logging"
+)
 KNOWN = f"not known to this version; known here: {KEYS}"
 LISTEN = "metrics.listen: expected ADDRESS:PORT like 127.0.0.1:19469 or [::1]:19469, or off, found"
 
 BAD = {
     "signals: {intervall: 1s}": "f:1:11: signals.intervall: unknown key; did you mean interval?",
     "bogus: 1": f"f:1:1: bogus: {KNOWN}",
-    "pools:\n  a: {}": f"f:1:1: pools: {KNOWN}",
+    "kubernetes:\n  a: {}": f"f:1:1: kubernetes: {KNOWN}",
     "service: {}": "f:1:1: service: not known to this version; did you mean services?",
     "\ufeff\u00e9: 1": f"f:1:1: é: {KNOWN}",
     '"\\e[2J": 1': f"f:1:1: '\\x1b[2J': {KNOWN}",

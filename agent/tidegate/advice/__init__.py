@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,6 +13,7 @@ from tidegate.advice import (
     accept_queue_overflow,
     agent_losses,
     connect_failures,
+    connection_pool,
     conntrack_near_limit,
     cpu_steal,
     cpu_throttled,
@@ -30,10 +32,12 @@ from tidegate.advice import (
 from tidegate.advice.precedence import settle
 from tidegate.model.finding import Finding, Severity
 from tidegate.model.limits import Advice, Residency
+from tidegate.model.outliers import Member
 from tidegate.model.window import Window
 
 __all__ = ["RULES", "Rule", "advise", "conclude", "find"]
 
+_NO_POOLS: Mapping[str, Member] = MappingProxyType({})
 _ORDER = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 
 
@@ -61,13 +65,16 @@ RULES = (
     Rule(oom_killed.ID, oom_killed.find),
     Rule(distant_upstream.ID, distant_upstream.find),
     Rule(residency.ID, residency.find),
+    Rule(connection_pool.ID, connection_pool.find),
     Rule(agent_losses.ID, agent_losses.find),
 )
 
 
-def find(window: Window, advice: Advice, residency: Residency) -> tuple[Finding, ...]:
+def find(
+    window: Window, advice: Advice, residency: Residency, pools: Mapping[str, Member] = _NO_POOLS
+) -> tuple[Finding, ...]:
     """Return all that is found in a window, also what one fault makes in several places."""
-    limits = {**msgspec.structs.asdict(advice), "residency": residency}
+    limits = {**msgspec.structs.asdict(advice), "residency": residency, "connection_pool": pools}
     return tuple(
         finding for rule in RULES if rule.id not in advice.ignore for finding in rule.find(window, limits[rule.id])
     )
@@ -78,6 +85,8 @@ def conclude(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(settle(found), key=lambda f: (_ORDER.index(f.severity), f.id, f.subject)))
 
 
-def advise(window: Window, advice: Advice, residency: Residency) -> tuple[Finding, ...]:
+def advise(
+    window: Window, advice: Advice, residency: Residency, pools: Mapping[str, Member] = _NO_POOLS
+) -> tuple[Finding, ...]:
     """Return the findings of a window."""
-    return conclude(find(window, advice, residency))
+    return conclude(find(window, advice, residency, pools))

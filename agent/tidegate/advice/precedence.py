@@ -57,6 +57,10 @@ PRECEDENCE = (
         "ports run out because connections aren't kept; the urgent one has the keep-alive lines as first remedy",
     ),
     Precedence(
+        "connection_pool", "missing_keepalive", _upstream,
+        "connections carry one request because the pool's rule closes them",
+    ),
+    Precedence(
         "hanging_upstream", "connect_failures", _endpoint,
         "an endpoint that hangs fails in several ways at once",
     ),

@@ -22,20 +22,41 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default=F
 
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="Config file.")], json: Json = False) -> None:
-    """Report every error of a config file as FILE:LINE:COL: path: message, then those of files of networks."""
+    """Report every error of a config file as FILE:LINE:COL: path: message, then those of the files that it names.
+
+    What is no error but worth a second look comes as FILE:LINE:COL: path: warning: message.
+    """
     errors: list[str] = []
+    warnings: list[str] = []
     try:
-        complaints = complaints_of(load(file).rate_limit)
-        if complaints:
-            raise ConfigError(complaints)
+        warnings = _check(file)
     except ConfigError as error:
         if not json:
             raise
         errors = error.complaints
-    # Bytes, because a file may have a name that no encoding takes.
-    typer.echo(jsonlib.dumps({"file": str(file), "errors": errors}) if json else os.fsencode(file) + b": ok")
+    if json:
+        typer.echo(jsonlib.dumps({"file": str(file), "errors": errors, "warnings": warnings}))
+    else:
+        for warning in warnings:
+            typer.echo(os.fsencode(warning))
+        # Bytes, because a file may have a name that no encoding takes.
+        typer.echo(os.fsencode(file) + b": ok")
     if errors:
         raise typer.Exit(ConfigError.exit_code)
+
+
+def _check(file: Path) -> list[str]:
+    """Return the warnings; raises ConfigError with all errors."""
+    from tidegate.breaker.configured import resolve  # noqa: PLC0415 - of no use to the agent, which is a command too
+    from tidegate.config.nodes import compose  # noqa: PLC0415
+
+    config = load(file)
+    pools = resolve(config.pools)
+    tree = compose(file.read_bytes(), str(file))[0] if config.pools else None
+    complaints = [*complaints_of(config.rate_limit), *(said.of(str(file), tree) for said in pools.complaints)]
+    if complaints:
+        raise ConfigError(complaints)
+    return [said.of(str(file), tree) for said in pools.warnings]
 
 
 @app.command()

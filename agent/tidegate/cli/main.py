@@ -9,7 +9,7 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import advise, config, doctor, ratelimit, run, top
+from tidegate.cli import advise, breaker, config, doctor, importing, ratelimit, run, top
 from tidegate.errors import ConfigError, TidegateError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command(name="advise")(advise.advise)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.add_typer(ratelimit.app, name="ratelimit")
+app.add_typer(breaker.app, name="breaker")
+app.add_typer(importing.app, name="import")
 
 
 @app.command()

@@ -7,6 +7,7 @@ Checks that join several keys go into ``__post_init__``, which raises ValueError
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
@@ -18,6 +19,7 @@ from msgspec import Meta
 from tidegate.config import units
 from tidegate.config.units import Listen
 from tidegate.model.limits import Advice, Residency
+from tidegate.model.outliers import ConnectionPool, Count, Freeze, Handling, OutlierDetection, Percent
 
 #: Seconds, events a second, bytes.
 Duration = Annotated[float, Meta(extra={"notation": units.DURATION})]
@@ -39,6 +41,9 @@ Datagrams = Annotated[str | None, Meta(extra={"notation": units.DATAGRAMS})]
 #: Ports like ``80,443`` or ``8000-8010``; :func:`tidegate.config.units.port_ranges` reads them.
 Ports = Annotated[str, Meta(extra={"notation": units.PORTS})]
 Interface = Annotated[str, Meta(extra={"notation": units.INTERFACE})]
+#: ``10.0.0.6:5000``.
+Endpoint = Annotated[str, Meta(extra={"notation": units.ENDPOINT})]
+Name = Annotated[str, Meta(extra={"notation": units.NAME})]
 PowerOfTwo = Annotated[int, Meta(extra={"notation": units.POWER_OF_TWO})]
 
 
@@ -256,6 +261,57 @@ def _check_apart(name: str, keys: Iterable[str]) -> None:
             raise ValueError(f"{name}: expected ports in one entry each, found {start} in {key!r} and {other!r}")
 
 
+class NginxDriver(Section, frozen=True, kw_only=True, tag="nginx"):
+    """Writes the servers of an nginx upstream."""
+
+    include: Output
+
+
+class FailfastDriver(Section, frozen=True, kw_only=True, tag="failfast"):
+    """Has the kernel refuse connections of these services, or of all, to an ejected endpoint."""
+
+    services: list[str] = msgspec.field(default_factory=list)
+
+
+class DestinationRule(Section, frozen=True, kw_only=True):
+    """A part of an Istio DestinationRule."""
+
+    file: File
+    host: str | None = None
+    subset: str | None = None
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+
+
+class Pool(Handling, frozen=True, kw_only=True):
+    """One upstream: where its endpoints are, when one is ejected, and how; None is what the rule or Envoy says."""
+
+    endpoints: Annotated[list[Endpoint], Meta(max_length=100_000)] = msgspec.field(default_factory=list)
+    min_healthy: Count | None = None
+    healthy_panic_threshold: Percent | None = None
+    connect_timeout: Annotated[Duration, Meta(ge=0.001)] | None = None
+    outlier_detection: OutlierDetection | None = None
+    destination_rule: File | DestinationRule | None = None
+    connection_pool: ConnectionPool | None = None
+    drivers: Annotated[list[NginxDriver | FailfastDriver], Meta(max_length=16)] = msgspec.field(
+        default_factory=list
+    )
+
+    def __post_init__(self) -> None:
+        if self.destination_rule is not None:
+            for name in ("outlier_detection", "connection_pool"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"expected {name} or destination_rule, found both")
+        twice = [endpoint for endpoint, count in Counter(self.endpoints).items() if count > 1]
+        if twice:
+            raise ValueError(f"endpoints: expected each once, found {', '.join(twice)} more than once")
+
+
+class Breaker(Section, frozen=True, kw_only=True):
+    """What holds for the breaker of all pools."""
+
+    freeze: Freeze = Freeze()
+
+
 class Privacy(Section, frozen=True, kw_only=True):
     """How client addresses are shown and written down."""
 
@@ -291,6 +347,8 @@ class Config(Section, frozen=True, kw_only=True):
     )
     residency: Residency = Residency()
     rate_limit: RateLimit = RateLimit()
+    pools: Annotated[dict[Name, Pool], Meta(max_length=10_000)] = msgspec.field(default_factory=dict)
+    breaker: Breaker = Breaker()
     privacy: Privacy = Privacy()
     audit: Audit = Audit()
     logging: Logging = Logging()
@@ -302,3 +360,11 @@ class Config(Section, frozen=True, kw_only=True):
                 f"residency.allowed: expected names of locations, found {', '.join(map(repr, unknown))}; "
                 f"known here: {', '.join(sorted(set(self.locations.values()))) or 'none'}"
             )
+        owners: dict[str, str] = {}
+        for name, pool in self.pools.items():
+            for endpoint in pool.endpoints:
+                other = owners.setdefault(endpoint, name)
+                if other != name:
+                    raise ValueError(
+                        f"pools.{name}.endpoints: expected endpoints of one pool each, found {endpoint} in {other}"
+                    )

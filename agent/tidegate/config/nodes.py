@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
+from collections.abc import Iterator, Sequence
 
 import yaml
 
@@ -39,22 +41,56 @@ def compose(text: bytes, name: str) -> tuple[yaml.Node | None, list[tuple[int, i
 
     Raises :class:`ConfigError` with one complaint where the text is not YAML in UTF-8.
     """
-    loader = _Loader(_decoded(text.removeprefix(codecs.BOM_UTF8), name))
-    try:
+    with _loading(text, name) as loader:
         node = loader.get_node() if loader.check_node() else None
         if not loader.check_node():
             return node, []
         mark = _next_mark(loader)
         return node, [(mark.line + 1, mark.column + 1, "expected one document, found another")]
+
+
+def documents(text: bytes, name: str) -> list[yaml.Node]:
+    """Return all documents of a text; raises :class:`ConfigError` as :func:`compose` does."""
+    found: list[yaml.Node] = []
+    with _loading(text, name) as loader:
+        while loader.check_node():
+            node = loader.get_node()
+            if node is not None:
+                found.append(node)
+    return found
+
+
+def place(node: yaml.Node | None, path: Sequence[str]) -> tuple[int, int]:
+    """Return line and column of the key at the end of a path, or of the last on the way that is there."""
+    found = (1, 1)
+    for name in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key, value in pairs:
+            if key.value == name:
+                found, node = (key.start_mark.line + 1, key.start_mark.column + 1), value
+                break
+        else:
+            break
+    return found
+
+
+@contextlib.contextmanager
+def _loading(text: bytes, name: str) -> Iterator[_Loader]:
+    loader = _Loader(_decoded(text.removeprefix(codecs.BOM_UTF8), name))
+    try:
+        yield loader
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark or loader.get_mark()
-        problem = error.problem or error.context
-    except (ValueError, OverflowError):
+        raise _not_yaml(name, at, error.problem or error.context) from error
+    except (ValueError, OverflowError) as error:
         # PyYAML gives the digits of an escape or of %YAML to chr() and int() as they are.
-        at, problem = loader.get_mark(), "number out of range"
+        raise _not_yaml(name, loader.get_mark(), "number out of range") from error
     finally:
         loader.dispose()
-    raise ConfigError([f"{name}:{at.line + 1}:{at.column + 1}: not YAML: {problem}"])
+
+
+def _not_yaml(name: str, at: yaml.Mark, problem: str | None) -> ConfigError:
+    return ConfigError([f"{name}:{at.line + 1}:{at.column + 1}: not YAML: {problem}"])
 
 
 def foreign_tag(node: yaml.Node) -> str | None:

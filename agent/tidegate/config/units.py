@@ -43,6 +43,8 @@ _WILDCARDS = "*?["
 
 _LISTEN = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})"
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}"
+
 SOCKET_BYTES = 107  # sun_path of unix(7) without the final NUL
 
 
@@ -149,6 +151,30 @@ def listen(text: str) -> Listen:
         except ValueError:
             pass  # said below, together with every other reason
     raise ValueError(f"expected ADDRESS:PORT like 127.0.0.1:19469 or [::1]:19469, or off, found {quoted(text)}")
+
+
+def endpoint(text: str) -> str:
+    """Read ``10.0.0.6:5000`` or ``[fd00::6]:5000``; an IPv4 address that is written as IPv6 is the IPv4 one."""
+    try:
+        host, port = listen(text)
+        if not port:
+            raise ValueError("no port")
+    except ValueError:
+        raise ValueError(
+            f"expected ADDRESS:PORT like 10.0.0.6:5000 or [fd00::6]:5000, found {quoted(text)}"
+        ) from None
+    mapped = ipaddress.IPv6Address(host).ipv4_mapped if ":" in host else None
+    return str(Listen(host if mapped is None else str(mapped), port))
+
+
+def name(text: str) -> str:
+    """Read the name of a pool: it is a label of metrics and a word of commands."""
+    if not re.fullmatch(_NAME, text):
+        raise ValueError(
+            "expected a name of letters, digits and _ . : / - that begins with a letter or digit, at most 128, "
+            f"found {quoted(text)}"
+        )
+    return text
 
 
 def datagrams(text: str) -> str:
@@ -271,6 +297,9 @@ NETWORK = Notation(network)
 DATAGRAMS = Notation(datagrams, none="off")
 PORTS = Notation(ports)
 INTERFACE = Notation(interface, pattern=f"^{_INTERFACE}$")
+ENDPOINT = Notation(endpoint)
+NAME = Notation(name, pattern=f"^{_NAME}$")
+DURATION_OR_OFF = Notation(duration, duration_text, f"^(?=.)(?:off|{_DURATION})$", none="off")
 POWER_OF_TWO = Notation(power_of_two, plain_numbers=True)
 #: For types that are declared where this module isn't known.
-NOTATIONS = {"duration": DURATION, "rate": RATE, "size": SIZE}
+NOTATIONS = {"duration": DURATION, "duration_or_off": DURATION_OR_OFF, "rate": RATE, "size": SIZE}

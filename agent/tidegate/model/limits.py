@@ -179,7 +179,7 @@ class Advice(Limits, frozen=True, kw_only=True):
         if self.interval > self.window / 2:
             raise ValueError("expected an interval of at most half the window")
         known = [name for name in self.__struct_fields__ if isinstance(getattr(self, name), Limits)]
-        known.insert(-1, "residency")
+        known[-1:-1] = ["residency", "connection_pool"]
         for name in self.ignore:
             if name not in known:
                 raise ValueError(

@@ -74,7 +74,7 @@ packages:
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >build-apt.log 2>&1 \
 	  || { tail -20 build-apt.log >&2; exit 1; }; rm -f build-apt.log
 
-build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) $(OBJECTS)/ratelimit_simulation.bpf.o build/types.bpf.o build/programs.bpf.o build/refused.bpf.o build/empty.bpf.o $(VENV)/installed
+build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) $(OBJECTS)/ratelimit_simulation.bpf.o build/types.bpf.o build/programs.bpf.o build/refused.bpf.o build/empty.bpf.o build/pass.bpf.o $(VENV)/installed
 
 $(OBJECTS)/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 	@mkdir -p $(@D)

@@ -4,7 +4,9 @@
  */
 #include "include/cgroup.h"
 #include "include/disk.h"
+#include "include/failfast.h"
 #include "include/oom.h"
+#include "include/pool.h"
 #include "include/ports.h"
 #include "include/ratelimit.h"
 #include "include/tcp.h"
@@ -55,3 +57,14 @@ struct ratelimit_prefix *ratelimit_prefix;
 struct ratelimit_ban *ratelimit_ban;
 struct ratelimit_count *ratelimit_count;
 struct ratelimit_simulation *ratelimit_simulation;
+enum pool *pool;
+enum pool_evidence *pool_evidence;
+enum pool_class *pool_class;
+enum pool_loss *pool_loss;
+struct pool_key *pool_key;
+struct pool_endpoint *pool_endpoint;
+struct pool_event *pool_event;
+struct http_key *http_key;
+struct http_counts *http_counts;
+struct failfast_entry *failfast_entry;
+struct failfast_service *failfast_service;

@@ -259,6 +259,22 @@ _LOSSES = {
         "records of the audit trail could not be written",
         "make room, or set audit.file to a path that the agent may write",
     ),
+    "pool_events": (
+        "events that speak against endpoints of pools found no place in their ring and are not charged",
+        "nothing to set; the endpoints that failed so often are known by then",
+    ),
+    "pool_rows": (
+        "responses of endpoints found no place in their table and are in no row",
+        "raise services.max_rows",
+    ),
+    "pool_sockets": (
+        "connections to endpoints could not be followed for want of memory",
+        "see 'dmesg' for failed allocations",
+    ),
+    "pool_unread": (
+        "responses whose first line was split between packets are in no row",
+        "nothing to set",
+    ),
     "control_clients_slow": (
         "clients of the control socket were dropped because they did not read",
         "have them read faster, or raise control.queue",

@@ -10,9 +10,10 @@ import msgspec
 from tidegate.config import Config
 from tidegate.identity import cgroups
 from tidegate.kernel.charge import charge
+from tidegate.kernel.endpoints import room_for
 from tidegate.kernel.objects import BpfObject
 from tidegate.ratelimit import policy
-from tidegate.signals import disk, ports, tcp
+from tidegate.signals import disk, http, ports, tcp
 
 #: There is one for each interface.
 _EACH = "ratelimit_counts"
@@ -57,14 +58,18 @@ def footprint(config: Config, cpus: int) -> list[MapFootprint]:
 def objects(config: Config) -> dict[str, Mapping[str, int]]:
     """Return which objects a config has loaded, each with the entries of the maps that it sizes."""
     signals = config.signals
+    watched = room_for(sum(len(pool.endpoints) for pool in config.pools.values()))
     found: dict[str, Mapping[str, int]] = {
         "cgroup": cgroups.sizes(2),  # as on a host with hierarchies of cgroup v1, which takes more
         "oom": {},
-        "tcp": tcp.sizes(signals.tcp.max_rows, signals.tcp.max_sockets, signals.ports.max_rows),
+        "tcp": tcp.sizes(signals.tcp.max_rows, signals.tcp.max_sockets, signals.ports.max_rows, watched),
         "ports": ports.sizes(signals.ports.max_rows),
     }
     if signals.disk.enabled:
         found["disk"] = disk.sizes(signals.disk.max_rows, signals.disk.max_requests)
+    if config.pools:
+        found["http"] = http.sizes(config.services.max_rows)
+        found["failfast"] = {"failfast_entries": watched}
     if config.rate_limit.interfaces:
         found["ratelimit"] = policy.sizes(config.rate_limit)
     return found

@@ -19,12 +19,14 @@ from tidegate.disks.watch import Disks
 from tidegate.errors import KernelError, TidegateError
 from tidegate.features import features, require
 from tidegate.health import program_share, read_programs, share, usage
+from tidegate.http.watch import HttpWatch
 from tidegate.identity.cgroups import CgroupWatch, Services, tree, walk
 from tidegate.identity.containers import ContainerNames
 from tidegate.identity.locations import Locations
 from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
+from tidegate.pools.failfast import FailfastDriver
 from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
 from tidegate.rates.locations import location_rows
@@ -53,6 +55,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
     Where rows are too many, open connections are counted anew every ``recount`` seconds. The resources of a
     service are read every ``resource_interval`` seconds, of at most ``cgroups_per_second`` services in a second.
+    ``watched`` is how many endpoints of pools there may be.
     Without ``disk_rows`` no disk is measured; ``disk_requests`` is how many requests are followed.
     """
 
@@ -65,6 +68,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     recount: float = 10.0
     resource_interval: float = 1.0
     cgroups_per_second: int = 100
+    watched: int = 1024
     disk_rows: int | None = 2048
     disk_requests: int = 8192
 
@@ -88,12 +92,14 @@ class Measurement:
     ) -> None:
         self.bounds = bounds
         host = host or probe()
+        self._cgroup2 = Path(host.cgroup2 or "/")
+        self._drivers: list[FailfastDriver] = []
         require(features(host))
         with contextlib.ExitStack() as stack:
             self._statistics_refused = _switch_on_statistics(stack) if statistics else None
             self._statistics = statistics and self._statistics_refused is None
             self._services = self._follow_cgroups(host, host_root, stack)
-            self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets, bounds.ports)
+            self._tcp = TcpSignal.start(bounds.kernel_rows, bounds.sockets, bounds.ports, bounds.watched)
             stack.callback(self._tcp.close)
             if self._tcp.unadopted:
                 log.warning(
@@ -113,6 +119,8 @@ class Measurement:
                 stack,
             )
             self._disks = _start_disks(bounds, stack)
+            self.http = HttpWatch(self._tcp.bpf.maps, self._cgroup2, bounds.rows)
+            stack.callback(self.http.close)
             self._open = stack.pop_all()
         self._events_lost = 0
         self.totals = Totals(bounds.rows, bounds.endpoints, bounds.idle)
@@ -150,12 +158,32 @@ class Measurement:
         resources = self._resources.read(read_at, {key.service for key in now})
         here = msgspec.structs.replace(node(), resources=self._resources.node)
         snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=here)
-        locations = location_rows(snapshot.endpoints)
-        parts: dict[str, Any] = {"resources": resources, "locations": locations, **ports._asdict()}
+        self.http.read(self._services.of)
+        parts: dict[str, Any] = {
+            "resources": resources,
+            "endpoints": self.http.rows(snapshot.endpoints, interval),
+            "locations": location_rows(snapshot.endpoints),
+            **ports._asdict(),
+        }
         if self._disks is not None:
             parts["disks"], parts["service_disks"] = self._disks.measure(self._services.of, read_at, interval)
         health = self._health(ticks or Ticks(), began, len(now))
         return View(**msgspec.structs.asdict(snapshot) | parts, health=health)
+
+    def name(self, names: Mapping[str, str]) -> None:
+        """Show endpoints with these names from now on."""
+        self._rates.name(names)
+
+    def cgroups(self) -> dict[int, str]:
+        """Return the name of the service of each cgroup2 id that is there."""
+        return self._services.names()
+
+    def failfast(self) -> FailfastDriver:
+        """Make the driver that refuses connects; raises KernelError where the kernel doesn't let it."""
+        driver = FailfastDriver.start({**self._tcp.bpf.maps, **self.http.connections}, self._cgroup2)
+        self._open.callback(driver.close)
+        self._drivers.append(driver)
+        return driver
 
     @property
     def programs(self) -> list[Program]:
@@ -204,6 +232,8 @@ class Measurement:
             *self._ports.programs,
             *self._resources.programs,
             *(self._disks.programs if self._disks else ()),
+            *self.http.programs,
+            *(program for driver in self._drivers for program in driver.programs),
         )
         return read_programs(programs, self._statistics or statistics_enabled())
 
@@ -220,6 +250,7 @@ class Measurement:
                 **self._ports.maps(),
                 **self._resources.maps(),
                 **(self._disks.maps() if self._disks else {}),
+                **self.http.maps(),
             },
             programs=self._programs,
             statistics_refused=self._statistics_refused,
@@ -229,6 +260,7 @@ class Measurement:
                 **self._ports.losses(),
                 **self._resources.losses(),
                 **(self._disks.losses() if self._disks else {}),
+                **self.http.endpoints.losses(),
                 "rows_folded": self.totals.folded,
             },
             skipped=self._ports.skipped() | self._resources.skipped(),

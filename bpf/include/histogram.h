@@ -20,6 +20,8 @@ enum histogram {
 	RTT_SLOTS = 184,
 	DISK_SHIFT = 10, /* 1 us to 137 s */
 	DISK_SLOTS = 200,
+	RESPONSE_SHIFT = 10, /* 1 us to 34 s */
+	RESPONSE_SLOTS = 184,
 };
 
 #endif

@@ -209,6 +209,7 @@ struct tcp_sock {
 	__u64 bytes_acked;
 	__u64 bytes_sent; /* retransmits included, and what never left */
 	__u64 bytes_retrans;
+	__u32 rcv_nxt;
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
@@ -245,6 +246,12 @@ struct bpf_iter__bpf_map_elem {
 struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
+};
+
+struct bpf_iter__bpf_sk_storage_map {
+	struct bpf_iter_meta *meta;
+	struct sock *sk;
+	void *value;
 };
 
 #pragma clang attribute pop

@@ -7,6 +7,7 @@
 #include "tcp_adopt.bpf.h"
 #include "tcp_failure.bpf.h"
 #include "tcp_known.bpf.h"
+#include "tcp_pool.bpf.h"
 #include "tcp_progress.bpf.h"
 #include "tcp_retransmit.bpf.h"
 #include "tcp_sockets.bpf.h"
@@ -46,6 +47,7 @@ static enum tcp_closer closer_of(const struct sock *sk)
 /* The handshake was completed and no program saw it, so how long it took is not known. */
 static void establish_late(struct tcp_socket *socket)
 {
+	count_connected(socket);
 	socket->connection.established_ns = socket->connection.syn_ns;
 	note(socket, EVENT_ESTABLISHED);
 	lose(TCP_LOSS_LATE, 1);
@@ -60,6 +62,8 @@ static void end_established(const struct sock *sk, const struct tcp_sock *tp, st
 	close(known);
 	if (has(known, EVENT_CONNECT) && sk->sk_err == ECONNRESET && !tp->bytes_received)
 		fail(known, TCP_FAILURE_RESET);
+	if (sk->sk_err == ETIMEDOUT)
+		tell_failure(sk, tp, known, POOL_EVIDENCE_RESET, 0);
 }
 
 static void count_at_event(const struct tcp_sock *tp, struct tcp_socket *known, int is_last)
@@ -89,12 +93,16 @@ static void forget(struct tcp_socket *known)
 static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_socket *known, int oldstate,
 		int is_late)
 {
+	__u32 failure;
+
 	if (is_late)
 		lose(TCP_LOSS_LATE, 1);
 	if (!is_connecting(known)) {
 		end_established(sk, tp, known);
 	} else if ((oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV) && !tp->bytes_acked) {
-		fail(known, is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, known));
+		failure = is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, known);
+		fail(known, failure);
+		tell_failure(sk, tp, known, POOL_EVIDENCE_CONNECT, failure);
 	} else {
 		establish_late(known);
 		end_established(sk, tp, known);
@@ -167,6 +175,7 @@ static int established(struct sock *sk, int oldstate, enum pass pass)
 		    now > socket->connection.syn_ns ? now : bpf_ktime_get_ns();
 		note(socket, EVENT_ESTABLISHED);
 		note_ports(socket, sk);
+		count_connected(socket);
 		count_unseen_retransmits(sk, tp, socket); /* of the SYN */
 		count_unless_walked(sk, tp);
 		return 0;

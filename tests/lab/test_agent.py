@@ -227,6 +227,8 @@ def test_doctor_is_content_with_this_host() -> None:
         "programs:ports": "ok",
         "programs:oom": "ok",
         "programs:disk": "ok",
+        "programs:http": "ok",
+        "programs:failfast": "ok",
         "connects:no-syn": "degraded",
     }
 

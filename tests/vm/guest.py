@@ -44,7 +44,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _POWER_OFF = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 _SETTLES = 20.0
 #: The map over which an object's iterators walk.
-_WALKED = {"tcp": "tcp_sockets", "disk": "disk_requests"}
+_WALKED = {"tcp": "tcp_sockets", "disk": "disk_requests", "http": "http_sockets"}
 _CLIENT, _SERVER = "gateway.service", "upstream.service"
 
 
@@ -186,7 +186,7 @@ def attach(program: Program, bpf: BpfObject) -> Link:
     An iterator over a map's elements is made for the map that it is written for.
     """
     if program.is_iterator:
-        over_map = program.section == "iter/bpf_map_elem"
+        over_map = program.section in ("iter/bpf_map_elem", "iter/bpf_sk_storage_map")
         return program.attach_iterator(bpf.maps[_WALKED[bpf.name]] if over_map else None)
     kind = program.section.partition("/")[0].partition(".")[0]
     if kind == "xdp":

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +19,9 @@ from tidegate.features import agent, features, unseen_failures
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
+from tidegate.pools import failfast
 from tidegate.ratelimit import feature
-from tidegate.signals import disk, tcp
+from tidegate.signals import disk, http, tcp
 
 _OBJECTS = {
     "tcp": "connections, failures and handshakes",
@@ -26,9 +29,15 @@ _OBJECTS = {
     "ports": "ports in TIME_WAIT and listeners",
     "oom": "whose the processes are that are killed for want of memory",
     "disk": "requests of block devices",
+    "http": "status and resets of endpoints of pools",
+    "failfast": "connects to endpoints that are out",
+}
+_POOLS: dict[str, Callable[[], tuple[BpfObject, str]]] = {
+    "http": lambda: http.load(max_rows=64),
+    "failfast": failfast.load,
 }
 #: Without these the agent goes on.
-_OPTIONAL = ("oom", "disk")
+_OPTIONAL = ("oom", "disk", "http", "failfast")
 
 
 def doctor(
@@ -58,6 +67,8 @@ def _load(name: str, purpose: str) -> Feature:
             return _load_tcp()
         if name == "disk":
             return _load_disk()
+        if name in _POOLS:
+            return _load_of_pools(name)
         with BpfObject.named(name) as bpf:
             bpf.load()
     except TidegateError as error:
@@ -94,6 +105,17 @@ def _load_disk() -> Feature:
         reason=f"{refusal}, so queue times are unknown where a device's io accounting is off",
         remedy="a later kernel, or echo 1 >/sys/block/DEVICE/queue/iostats",
     )
+
+
+def _load_of_pools(name: str) -> Feature:
+    bpf, refusal = _POOLS[name]()
+    bpf.close()
+    if name == "failfast" and failfast.says_eperm(platform.release()):
+        refusal += ", and callers see EPERM instead of ECONNREFUSED (Linux 5.18)"
+    if not refusal:
+        return Feature(name=f"programs:{name}", state=State.OK)
+    remedy = "a later kernel; without it, what begins later is whole all the same"
+    return Feature(name=f"programs:{name}", state=State.DEGRADED, reason=refusal, remedy=remedy)
 
 
 def _limiter_refused() -> str | None:

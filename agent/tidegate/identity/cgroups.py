@@ -172,6 +172,10 @@ class Services:
                 self._by_service.setdefault(self._here[0, id_], []).append(path)
         return self._by_service
 
+    def names(self) -> dict[int, str]:
+        """Return the service's name of each cgroup2 id that is there."""
+        return {id_: found.name for (hierarchy, id_), found in self._here.items() if hierarchy == 0}
+
     def at(self, path: str) -> Service:
         """Return the service of a cgroup path, as of one in another hierarchy than cgroup2's."""
         return self._service(path)

@@ -49,11 +49,42 @@ class Histogram(IntEnum):
     RTT_SLOTS = 184
     DISK_SHIFT = 10
     DISK_SLOTS = 200
+    RESPONSE_SHIFT = 10
+    RESPONSE_SLOTS = 184
 
 
 class OomLimit(IntEnum):
     OOM_DEPTH = 10
     OOM_NAME_MAX = 96
+
+
+class Pool(IntEnum):
+    HEAD_MAX = 512
+
+
+class PoolClass(IntEnum):
+    INFORMATIONAL = 0
+    SUCCESS = 1
+    REDIRECTION = 2
+    CLIENT_ERROR = 3
+    SERVER_ERROR = 4
+    COUNT = 5
+
+
+class PoolEvidence(IntEnum):
+    CONNECT = 0
+    RESET = 1
+    RESPONSE = 2
+    SILENCE = 3
+    COUNT = 4
+
+
+class PoolLoss(IntEnum):
+    EVENTS = 0
+    ROWS = 1
+    SOCKETS = 2
+    UNREAD = 3
+    COUNT = 4
 
 
 class Ratelimit(IntEnum):
@@ -236,6 +267,44 @@ class DiskRequest(NamedTuple):
 DISK_REQUEST = Struct("<QQQQQ24sII")
 
 
+class FailfastEntry(NamedTuple):
+    permits: int
+    tried: int
+    scope: int
+    pad: int
+
+
+FAILFAST_ENTRY = Struct("<IIII")
+
+
+class FailfastService(NamedTuple):
+    cgroup: int
+    scope: int
+    pad: int
+
+
+FAILFAST_SERVICE = Struct("<QII")
+
+
+class HttpCounts(NamedTuple):
+    responses: bytes
+    response_ns: int
+    response: bytes
+
+
+HTTP_COUNTS = Struct("<40sQ736s")
+HTTP_COUNTS_RESPONSES = Struct("<5Q")
+HTTP_COUNTS_RESPONSE = Struct("<184I")
+
+
+class HttpKey(NamedTuple):
+    cgroup: int
+    endpoint: bytes
+
+
+HTTP_KEY = Struct("<Q24s")
+
+
 class OomEvent(NamedTuple):
     cgroup: int
     pid: int
@@ -247,6 +316,51 @@ class OomEvent(NamedTuple):
 OOM_EVENT = Struct("<QII16s960s")
 OOM_EVENT_COMM = Struct("<16B")
 OOM_EVENT_PATH = Struct("<960B")
+
+
+class PoolEndpoint(NamedTuple):
+    connected: int
+    answered: int
+    refused: int
+    response_timeout_ns: int
+    is_encrypted: int
+    pad: int
+
+
+POOL_ENDPOINT = Struct("<QQQQII")
+
+
+class PoolEvent(NamedTuple):
+    at_ns: int
+    age_ns: int
+    cgroup: int
+    connected: int
+    answered: int
+    endpoint: bytes
+    evidence: int
+    code: int
+    retransmits: int
+    error: int
+    source_port: int
+    length: int
+    pad: int
+    head: bytes
+
+
+POOL_EVENT = Struct("<QQQQQ24sIIIIHHI512s")
+POOL_EVENT_HEAD = Struct("<512B")
+
+
+class PoolKey(NamedTuple):
+    address: bytes
+    port: int
+    family: int
+    pad: int
+    pad2: int
+
+
+POOL_KEY = Struct("<16sHBBI")
+POOL_KEY_ADDRESS = Struct("<4I")
 
 
 class PortsHeld(NamedTuple):

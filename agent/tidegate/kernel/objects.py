@@ -216,6 +216,11 @@ class BpfObject:
             check(result, f"map {name}: set pin")
         return aside
 
+    def share(self, maps: Mapping[str, Map]) -> None:
+        """Use maps of another object, by name, before this one is loaded."""
+        for name, shared in maps.items():
+            check(lib.bpf_map__reuse_fd(self._map_pointers[name], shared.fd), f"map {name}: share")
+
     def resize(self, sizes: Mapping[str, int]) -> None:
         """Set the sizes of several maps, by name, before the object is loaded."""
         for name, entries in sizes.items():

@@ -6,6 +6,7 @@ Times are CLOCK_MONOTONIC in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 
 import msgspec
@@ -158,6 +159,7 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
 
     ``ejections`` is the multiplier, ``ejected_total`` how often it was ejected. Success rates, in percent, are
     those of the last interval, None below the least volume. ``permits`` are trial connections that are left.
+    ``is_encrypted``: it speaks no HTTP/1 that can be read, so status counts for nothing.
     """
 
     endpoint: str
@@ -174,6 +176,17 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     local_origin_success_rate: float | None
     permits: int
     detections: tuple[Detections, ...]
+    is_encrypted: bool = False
+
+
+class Circuit(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint as its metrics have it: the two counts are by (reason, whether it was done)."""
+
+    pool: str
+    endpoint: str
+    state: int
+    ejections: dict[tuple[str, str], int]
+    overflow: dict[tuple[str, str], int]
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,3 +202,27 @@ class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
     success_rate_average: float | None
     success_rate_threshold: float | None
     endpoints: tuple[EndpointRow, ...]
+
+
+def circuits(pools: Iterable[PoolRow]) -> tuple[Circuit, ...]:
+    """Return all endpoints of all pools."""
+    return tuple(
+        Circuit(
+            pool=pool.pool,
+            endpoint=row.endpoint,
+            state=int(row.state),
+            ejections=_counted(row, Action.EJECT, Action.LOG_ONLY),
+            overflow=_counted(row, Action.OVERFLOW),
+        )
+        for pool in pools
+        for row in pool.endpoints
+    )
+
+
+def _counted(row: EndpointRow, *actions: Action) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for counted in row.detections:
+        if counted.action in actions:
+            key = counted.reason, "true" if counted.enforced else "false"
+            found[key] = found.get(key, 0) + counted.count
+    return found

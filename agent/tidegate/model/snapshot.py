@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tidegate.model.breaker import Circuit, PoolRow, circuits
 from tidegate.model.disk import DiskRow, ServiceDiskRow
 from tidegate.model.fields import Role
 from tidegate.model.finding import Finding
@@ -55,7 +56,8 @@ class EndpointRow(Traffic, frozen=True, kw_only=True):
     """What one service does to one endpoint (client) or at one port of its own (server).
 
     ``rtt_min`` is the shortest round-trip time of the last five minutes, ``location`` the
-    configured place of a client's endpoint, else empty.
+    configured place of a client's endpoint, else empty. ``responses`` by the class of their status, ``response``
+    the time to their first byte: of endpoints of pools alone, where they speak HTTP/1 in the clear.
     """
 
     service: str
@@ -73,9 +75,9 @@ class EndpointRow(Traffic, frozen=True, kw_only=True):
     handshake: Distribution | None
     rtt_min: float | None
     location: str
-    responses: None = None
-    response: None = None
-    requests_per_connection: None = None
+    responses: dict[str, int] | None = None
+    response: Distribution | None = None
+    requests_per_connection: float | None = None
 
 
 class ServiceRow(Traffic, frozen=True, kw_only=True):
@@ -210,6 +212,11 @@ class View(Snapshot, frozen=True, kw_only=True):
 
     limiter: Limiter | None = None
     sources: tuple[SourceRow, ...] | None = None
-    pools: None = None
+    pools: tuple[PoolRow, ...] | None = None
     findings: tuple[Finding, ...] | None = None
     health: Health
+
+    @property
+    def circuits(self) -> tuple[Circuit, ...]:
+        """The endpoints of all pools."""
+        return circuits(self.pools or ())

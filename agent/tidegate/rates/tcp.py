@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Rates:
 
     def __init__(self, location_of: Callable[[str], str] = _nowhere) -> None:
         self._location_of = location_of
+        self._names: Mapping[str, str] = {}
         self._before: Sample = {}
         self._order: list[RowKey] = []
         self._idle: dict[RowKey, EndpointRow] = {}
@@ -65,6 +66,11 @@ class Rates:
         """Take this for the sample before: the same totals, but in other rows, which is no traffic."""
         self._before, self._idle, self._sums = before, {}, {}
         self._order = sorted(before, key=_order)
+
+    def name(self, names: Mapping[str, str]) -> None:
+        """Give endpoints these names from now on."""
+        if names != self._names:
+            self._names, self._idle = names, {}
 
     def snapshot(self, now: Sample, *, time: float, interval: float, node: Node) -> Snapshot:
         """Build the snapshot of the ``interval`` seconds since the sample before, which end at ``time`` (Unix).
@@ -85,8 +91,10 @@ class Rates:
     def _endpoint(self, key: RowKey, now: Row, interval: float, is_changed: bool) -> EndpointRow:
         if not is_changed and key in self._idle:
             return self._idle[key]
-        location = self._location_of(key.endpoint) if key.role is Role.CLIENT else ""
-        return endpoint_row(key, Change(self._before.get(key, _EMPTY), now, interval), location)
+        change = Change(self._before.get(key, _EMPTY), now, interval)
+        if key.role is Role.SERVER:
+            return endpoint_row(key, change)
+        return endpoint_row(key, change, self._location_of(key.endpoint), self._names.get(key.endpoint, ""))
 
     def _service(
         self, keys: list[RowKey], now: Sample, interval: float, changed: set[RowKey]
@@ -133,7 +141,7 @@ def traffic(change: Change) -> dict[str, Any]:
     }
 
 
-def endpoint_row(key: RowKey, change: Change, location: str = "") -> EndpointRow:
+def endpoint_row(key: RowKey, change: Change, location: str = "", name: str = "") -> EndpointRow:
     """Build one row; what its role doesn't have is None."""
     client = key.role is Role.CLIENT
     return EndpointRow(
@@ -141,7 +149,7 @@ def endpoint_row(key: RowKey, change: Change, location: str = "") -> EndpointRow
         container=key.service.container,
         role=key.role,
         endpoint=key.endpoint,
-        name="",
+        name=name,
         connects=change.count(Counter.CONNECTS) if client else None,
         connect_rate=change.rate(Counter.CONNECTS) if client else None,
         established=change.count(Counter.ESTABLISHED),

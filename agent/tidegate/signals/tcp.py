@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
@@ -64,37 +64,39 @@ class Decoder:
         return self._counts.counts(values)
 
 
-def sizes(max_rows: int, max_sockets: int, max_ports: int) -> dict[str, int]:
+def sizes(max_rows: int, max_sockets: int, max_ports: int, max_endpoints: int = 1024) -> dict[str, int]:
     """Return how many entries the maps have that are sized by the config.
 
     The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
     """
     rows = dict.fromkeys(("tcp_rows_a", "tcp_rows_b"), max_rows)
-    return rows | {"tcp_sockets": max_sockets, "tcp_ports": max_ports}
+    return rows | {"tcp_sockets": max_sockets, "tcp_ports": max_ports, "pool_endpoints": max_endpoints}
 
 
-def load(max_rows: int, max_sockets: int, max_ports: int = 4096) -> tuple[BpfObject, str]:
+def load(
+    max_rows: int, max_sockets: int, max_ports: int = 4096, max_endpoints: int = 1024
+) -> tuple[BpfObject, str]:
     """Load the programs, not yet attached.
 
     Without the walk where the kernel refuses that; the second value is the reason then, else empty.
     """
     try:
-        return _load(max_rows, max_sockets, max_ports, walks=True), ""
+        return _load(sizes(max_rows, max_sockets, max_ports, max_endpoints), walks=True), ""
     except KernelError as error:
         if error.errno != errno.EINVAL:
             raise
         refusal = error
     # What else may be wrong is wrong without it too, and then raised.
-    bpf = _load(max_rows, max_sockets, max_ports, walks=False)
+    bpf = _load(sizes(max_rows, max_sockets, max_ports, max_endpoints), walks=False)
     verdict = next((line for line in reversed(refusal.log) if not line.startswith("libbpf:")), str(refusal))
     return bpf, f"the kernel refuses the walk over open connections ({verdict.strip()})"
 
 
-def _load(max_rows: int, max_sockets: int, max_ports: int, *, walks: bool) -> BpfObject:
+def _load(entries: Mapping[str, int], *, walks: bool) -> BpfObject:
     """Load with the walk, or with what counts the ports alone instead of it."""
     bpf = BpfObject.named("tcp")
     try:
-        bpf.resize(sizes(max_rows, max_sockets, max_ports))
+        bpf.resize(entries)
         bpf.set_constant("stores_in_order", bytes([platform.machine() in _IN_ORDER]))
         bpf.programs["tcp_ports_walk" if walks else "tcp_walk"].skip()
         if not walks:
@@ -125,13 +127,14 @@ class TcpSignal:
         self.unadopted: list[str] = []
 
     @classmethod
-    def start(cls, max_rows: int, max_sockets: int, max_ports: int = 4096) -> Self:
+    def start(cls, max_rows: int, max_sockets: int, max_ports: int = 4096, max_endpoints: int = 1024) -> Self:
         """Load and attach.
 
         ``max_rows`` is how many (service, role, endpoint) one interval may have, ``max_sockets`` how many
-        connections are followed at a time, ``max_ports`` how many (service, source, upstream) may hold ports.
+        connections are followed at a time, ``max_ports`` how many (service, source, upstream) may hold ports,
+        ``max_endpoints`` how many endpoints of pools may be watched.
         """
-        bpf, _ = load(max_rows, max_sockets, max_ports)
+        bpf, _ = load(max_rows, max_sockets, max_ports, max_endpoints)
         try:
             signal = cls(bpf.attach())
             signal.adopt()

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from tidegate.kernel import layouts
 from tidegate.model.fields import Field, Kind, Table
+from tidegate.signals import http_fields
 from tidegate.signals.counts import Histogram
 
 FAILURES = tuple(f.name.lower() for f in layouts.TcpFailure if f is not layouts.TcpFailure.COUNT)
@@ -185,7 +186,11 @@ FIELDS = (
     ),
 )
 
-TABLE = Table(name="endpoints", labels=("service", "container", "role", "endpoint", "name"), fields=FIELDS)
+TABLE = Table(
+    name="endpoints",
+    labels=("service", "container", "role", "endpoint", "name"),
+    fields=FIELDS + http_fields.FIELDS,
+)
 
 #: Of sums over rows that may be folded no counter is exported: it could go back.
 LOCATIONS = Table(

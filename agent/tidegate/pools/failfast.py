@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver that has the kernel refuse connects to an endpoint at once."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from pathlib import Path
+from typing import Self
+
+from tidegate.errors import KernelError
+from tidegate.kernel.endpoints import Endpoint, Failfast
+from tidegate.kernel.maps import Map
+from tidegate.kernel.namespaces import network_namespaces, run_in_each
+from tidegate.kernel.objects import BpfObject, Program
+
+log = logging.getLogger("tidegate")
+
+#: Without word from the agent nothing is refused after so many seconds.
+LEASE = 5.0
+_SHARED = ("pool_endpoints", "http_sockets")
+_CONNECTS, _END_IDLE = ("failfast_4", "failfast_6"), "failfast_end_idle"
+
+
+class FailfastDriver:
+    """Refuses connects of all services, or of those that a pool names (patterns as in the shell).
+
+    ``shared`` are maps of another object, of which it takes the endpoints, to count in them what was refused.
+    """
+
+    def __init__(self, bpf: BpfObject, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bpf, self._clock = bpf, clock
+        self._kernel = Failfast(bpf.maps)
+        ends = bpf.programs[_END_IDLE]
+        self._end_idle = ends.attach_iterator() if ends.is_loaded else None
+        if self._end_idle is not None:
+            bpf.links.append(self._end_idle)
+        self._granted: dict[Endpoint, int] = {}
+        self._used: dict[Endpoint, int] = {}
+        self._scopes: dict[Endpoint, int] = {}
+        self._may_be_open = False
+        self._chosen: list[tuple[str, ...]] = []
+
+    @classmethod
+    def start(cls, shared: Mapping[str, Map], cgroup2: Path) -> Self:
+        """Load, and attach to all processes below ``cgroup2``; raises KernelError where that is refused."""
+        bpf, refusal = load(shared)
+        if refusal:
+            log.warning("pools: failfast: %s", refusal)
+        try:
+            for name in _CONNECTS:
+                bpf.links.append(bpf.programs[name].attach_cgroup(cgroup2))
+            return cls(bpf)
+        except BaseException:
+            bpf.close()
+            raise
+
+    def end_idle(self) -> None:
+        """End connections to refused endpoints that have been idle since the call before.
+
+        Of all network namespaces that may be entered; nothing where the kernel can't (before Linux 6.5).
+        """
+        if not self._may_be_open or self._end_idle is None:
+            return
+        found = 0
+        iterator = self._end_idle
+
+        def visit() -> None:
+            nonlocal found
+            found += len(iterator.read())
+
+        run_in_each(list(network_namespaces().values()), visit)
+        # No new ones come about, but for trials.
+        self._may_be_open = found > 0 or any(self._granted.values())
+
+    def renew(self) -> None:
+        """Have what is refused stay refused until the lease is over."""
+        self._kernel.renew(self._clock() + LEASE)
+
+    def apply(self, refused: Mapping[Endpoint, int]) -> None:
+        """Refuse connects to these, all but so many to each, and to no others."""
+        for endpoint in self._granted.keys() - refused.keys():
+            self._kernel.allow(endpoint)
+            del self._granted[endpoint]
+            self._used.pop(endpoint, None)
+        for endpoint, permits in refused.items():
+            left = self._granted.get(endpoint, -1) - self._used.get(endpoint, 0)
+            if endpoint not in self._granted or permits != left:
+                self._kernel.refuse(endpoint, permits=permits, scope=self._scopes.get(endpoint, 0))
+                self._granted[endpoint], self._used[endpoint] = permits, 0
+                self._may_be_open = True
+
+    def begun(self) -> dict[Endpoint, int]:
+        """Return how many trials have begun since the last call, by endpoint."""
+        if not any(self._granted.values()):
+            return {}
+        found = {}
+        for endpoint, entry in self._kernel.entries().items():
+            used = min(entry.tried, self._granted.get(endpoint, 0))
+            if more := used - self._used.get(endpoint, 0):
+                found[endpoint] = more
+                self._used[endpoint] = used
+        return found
+
+    def choose(self, services: Mapping[Endpoint, Iterable[str]]) -> None:
+        """Say whose connects are refused, by endpoint; no patterns: everybody's."""
+        wanted = {endpoint: tuple(patterns) for endpoint, patterns in services.items()}
+        self._chosen = sorted({patterns for patterns in wanted.values() if patterns})
+        before, self._scopes = (
+            self._scopes,
+            {endpoint: self._chosen.index(patterns) + 1 for endpoint, patterns in wanted.items() if patterns},
+        )
+        for endpoint, permits in self._granted.items():
+            if before.get(endpoint) != self._scopes.get(endpoint):
+                left = permits - self._used.pop(endpoint, 0)
+                self._granted[endpoint] = left
+                self._kernel.refuse(endpoint, permits=left, scope=self._scopes.get(endpoint, 0))
+
+    def follow(self, cgroups: Mapping[int, str]) -> None:
+        """Take the cgroups that there are now, with the names of their services."""
+        for scope, patterns in enumerate(self._chosen, 1):
+            self._kernel.choose(
+                scope,
+                [
+                    cgroup
+                    for cgroup, service in cgroups.items()
+                    if any(fnmatchcase(service, pattern) for pattern in patterns)
+                ],
+            )
+
+    @property
+    def programs(self) -> list[Program]:
+        """Its programs."""
+        return [program for program in self._bpf.programs.values() if program.is_loaded]
+
+    def close(self) -> None:
+        """Refuse nothing any more."""
+        self._bpf.close()
+
+
+def says_eperm(release: str) -> bool:
+    """Tell whether a kernel of this release has refused connects fail with EPERM, as it knows no other way."""
+    major, minor = (int("".join(takewhile(str.isdigit, part)) or 0) for part in f"{release}.0".split(".")[:2])
+    return (major, minor) < (5, 18)
+
+
+def load(shared: Mapping[str, Map] | None = None) -> tuple[BpfObject, str]:
+    """Load the programs, not yet attached; with maps of another object where given.
+
+    Without what ends idle connections, where the kernel refuses that; the second value is the reason then, else
+    empty.
+    """
+    try:
+        return _load(shared, ends_idle=True), ""
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    bpf = _load(shared, ends_idle=False)
+    return (
+        bpf,
+        "no program may end a connection (Linux 6.5), so kept ones to an endpoint that is out go on",
+    )
+
+
+def _load(shared: Mapping[str, Map] | None, *, ends_idle: bool) -> BpfObject:
+    bpf = BpfObject.named("failfast")
+    try:
+        if shared is not None:
+            bpf.share({name: shared[name] for name in _SHARED if name in shared})
+            bpf.set_max_entries("failfast_entries", shared["pool_endpoints"].max_entries)
+        if not ends_idle:
+            bpf.programs[_END_IDLE].skip()
+        return bpf.load()
+    except BaseException:
+        bpf.close()
+        raise

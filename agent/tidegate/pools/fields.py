@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the breaker shows of each endpoint of a pool: its fields with unit and help."""
+
+from __future__ import annotations
+
+from tidegate.model.fields import Field, Kind, Table
+
+_BY = ("reason", "enforced")
+
+TABLE = Table(
+    name="circuits",
+    labels=("pool", "endpoint"),
+    fields=(
+        Field(
+            name="state",
+            metric="breaker_state",
+            kind=Kind.GAUGE,
+            unit="state",
+            help="0 closed, 1 open (out), 2 half open.",
+        ),
+        Field(
+            name="ejections",
+            metric="breaker_ejections_total",
+            kind=Kind.COUNTER,
+            unit="ejections",
+            help="Ejections by what was detected; enforced false: in monitor mode, or by a detection that isn't "
+            "enforced.",
+            label=_BY,
+        ),
+        Field(
+            name="overflow",
+            metric="breaker_overflow_total",
+            kind=Kind.COUNTER,
+            unit="ejections",
+            help="Ejections that the limits of the pool forbade: max_ejection_percent, min_healthy.",
+            label=_BY,
+        ),
+    ),
+)

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the connects of this node say of the endpoints of pools. */
+#ifndef TIDEGATE_TCP_POOL_BPF_H
+#define TIDEGATE_TCP_POOL_BPF_H
+
+#include "kernel.bpf.h"
+#include "pool.bpf.h"
+#include "tcp.h"
+#include "tcp_sockets.bpf.h"
+
+static void pool_key_of(const struct tcp_key *row, struct pool_key *key)
+{
+	__builtin_memcpy(key->address, row->address, sizeof(key->address));
+	key->port = row->port;
+	key->family = row->family;
+}
+
+/* A handshake was completed. */
+static void count_connected(const struct tcp_socket *socket)
+{
+	struct pool_endpoint *endpoint;
+	struct pool_key key = {};
+
+	pool_key_of(&socket->connection.key, &key);
+	endpoint = bpf_map_lookup_elem(&pool_endpoints, &key);
+	if (endpoint)
+		__sync_fetch_and_add(&endpoint->connected, 1);
+}
+
+/* A connect came to nothing, or an established connection died of old age. */
+static void tell_failure(const struct sock *sk, const struct tcp_sock *tp, const struct tcp_socket *socket,
+			 enum pool_evidence evidence, __u32 code)
+{
+	struct pool_event *event;
+	struct pool_key key = {};
+
+	if (socket->connection.key.role != TCP_ROLE_CLIENT)
+		return;
+	pool_key_of(&socket->connection.key, &key);
+	event = pool_event_on(&key);
+	if (!event)
+		return;
+	event->age_ns = event->at_ns - socket->connection.syn_ns;
+	event->cgroup = socket->connection.key.cgroup;
+	event->evidence = evidence;
+	event->code = code;
+	event->error = sk->sk_err;
+	if (evidence == POOL_EVIDENCE_CONNECT && tp->segs_out - socket->segs_out > 1)
+		event->retransmits = tp->segs_out - socket->segs_out - 1;
+	event->source_port = bpf_ntohs(((const struct inet_sock *)tp)->inet_sport);
+	bpf_ringbuf_submit(event, 0);
+}
+
+#endif

@@ -35,7 +35,8 @@ class Action(StrEnum):
     UNBAN = "unban"
     ALLOW = "allow"
     MODE = "mode"
-    THRESHOLD = "threshold"  # crossed, and no ban came of it
+    THRESHOLD = "threshold"  # a source is over its limit, or a ban was not made
+    BREAKER = "breaker"  # an endpoint of a pool went out or came back, or this node froze
 
 
 class Actor(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +17,22 @@ import msgspec
 from tidegate import __version__
 from tidegate.advisor import Advisor
 from tidegate.audit import Audit
+from tidegate.breaker import requests
+from tidegate.breaker.configured import members
+from tidegate.breaker.control import Breaker
 from tidegate.config import Config, load
 from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
 from tidegate.errors import TidegateError
 from tidegate.export.prometheus import Exporter, Tls
+from tidegate.kernel.endpoints import room_for
 from tidegate.kernel.pins import PINS
 from tidegate.lock import AgentLock
 from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
 from tidegate.model.snapshot import MapHealth, Ticks, View
+from tidegate.pools import fields as pool_fields
+from tidegate.pools.failfast import FailfastDriver
 from tidegate.privacy import Addresses
 from tidegate.ratelimit import METHODS, STARTED_WITH, fields
 from tidegate.schedule import Schedule
@@ -37,6 +44,10 @@ log = logging.getLogger("tidegate")
 
 #: The first view comes after this many seconds, where the interval is longer.
 FIRST_TICK = 0.25
+#: The breaker looks at the clock so often.
+BEAT = 0.1
+#: How long a thread of the agent computes while another wants to.
+SWITCH = 0.0005
 
 
 class Agent:
@@ -51,13 +62,16 @@ class Agent:
         self.config_file, self.config, self.on_view = config_file, config, on_view
         self._stop = asyncio.Event()
         self._exporter: Exporter | None = None
-        self._advisor = Advisor(config.advice, config.residency)
+        self._advisor = Advisor(config.advice, config.residency, members(config.pools))
         self._limiter: RunningLimiter | None = None
+        self._breaker: Breaker | None = None
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT, or until :meth:`stop`; leaves no program, link or socket behind."""
         config = self.config
         loop = asyncio.get_running_loop()
+        # A tick computes in a thread; what the kernel tells of an endpoint must not wait for it 5 ms at a time.
+        sys.setswitchinterval(SWITCH)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -74,21 +88,25 @@ class Agent:
                     locations=config.locations,
                 )
             )
+            audit = audit_of(config)
             # In a thread: what asks the kernel over netlink has an event loop of its own.
-            limiter = await asyncio.to_thread(limiter_of, config)
+            limiter = await asyncio.to_thread(limiter_of, config, audit)
             self._limiter = stack.enter_context(limiter) if limiter else None
+            self._breaker = await asyncio.to_thread(breaker_of, config, measurement, audit)
+            stack.enter_context(reading(loop, self._breaker.fd, self._breaker.read))
+            asking = self._limiter.methods() if self._limiter else dict.fromkeys(METHODS, _no_limiter)
             server = ControlServer(
                 socket,
                 version=__version__,
-                methods=self._limiter.methods() if self._limiter else dict.fromkeys(METHODS, _no_limiter),
+                methods={**asking, **requests.methods(self._breaker)},
                 max_clients=config.control.max_clients,
                 queue=config.control.queue,
             )
             await server.start()
             feed = self._limiter.feed if self._limiter else None
             if feed is not None:
-                loop.add_reader(feed.fileno(), feed.read)
-                stack.callback(loop.remove_reader, feed.fileno())
+                stack.enter_context(reading(loop, feed.fileno(), feed.read))
+            beating = asyncio.create_task(self._beat())
             try:
                 log.info(
                     "started: version %s, metrics on %s, control on %s",
@@ -98,6 +116,7 @@ class Agent:
                 )
                 await self._tick(measurement, server)
             finally:
+                beating.cancel()
                 await server.close()
         log.info("stopped")
 
@@ -109,14 +128,17 @@ class Agent:
         """Read the config file again; a file with errors changes nothing."""
         try:
             new = load(self.config_file)
+            pools = members(new.pools)
         except TidegateError as error:
             log.error("reload refused, the old config stays:\n%s", error)
             return
         old, self.config = self.config, new
         configure(new.logging.level, new.logging.format)
-        self._advisor.configure(new.advice, new.residency)
+        self._advisor.configure(new.advice, new.residency, pools)
         if self._limiter is not None:
             self._limiter.configure(new.rate_limit)
+        if self._breaker is not None:
+            self._breaker.configure(new.pools)
         if new.metrics != old.metrics:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
@@ -142,8 +164,17 @@ class Agent:
                 self.on_view(view)
             measurement.limit(*limits_of(self.config))
 
+    async def _beat(self) -> None:
+        """Do what the breaker has to do between two ticks."""
+        while self._breaker is not None:
+            self._breaker.beat()
+            await asyncio.sleep(BEAT)
+
     def _view(self, measurement: Measurement, ticks: Ticks) -> View:
         view = self._advisor.judge(measurement.measure(ticks))
+        if self._breaker is not None:
+            view = msgspec.structs.replace(view, pools=self._breaker.tick(view))
+            measurement.name(self._breaker.names())
         if self._limiter is None:
             return view
         limiter, sources = self._limiter.tick()
@@ -192,10 +223,41 @@ def exporter_of(config: Config) -> Exporter | None:
     if listen is None:
         return None
     files = None if tls is None else Tls(cert=tls.cert, key=tls.key, client_ca=tls.client_ca)
-    return Exporter(listen.host, listen.port, (*TABLES, *fields.TABLES), files)
+    return Exporter(listen.host, listen.port, (*TABLES, *fields.TABLES, pool_fields.TABLE), files)
 
 
-def limiter_of(config: Config) -> RunningLimiter | None:
+@contextlib.contextmanager
+def reading(loop: asyncio.AbstractEventLoop, fd: int, read: Callable[[], None]) -> Iterator[None]:
+    """Call ``read`` whenever ``fd`` is readable, until the end of the block."""
+    loop.add_reader(fd, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(fd)
+
+
+def audit_of(config: Config) -> Audit:
+    """Return the audit trail; its file is made with the first record."""
+    audit = config.audit
+    return Audit(Path(audit.file), max_size=audit.max_size, files=audit.files, retention=audit.retention)
+
+
+def breaker_of(config: Config, measurement: Measurement, audit: Audit) -> Breaker:
+    """Start the breaker, with or without pools."""
+
+    def driver() -> FailfastDriver | None:
+        try:
+            return measurement.failfast()
+        except TidegateError as error:
+            log.error("pools: failfast: connects can't be refused: %s", error)
+            return None
+
+    return Breaker(
+        config.pools, config.breaker.freeze, measurement.http, driver, audit, cgroups=measurement.cgroups
+    )
+
+
+def limiter_of(config: Config, audit: Audit) -> RunningLimiter | None:
     """Start the limiter where the config names interfaces; else remove what an earlier one has left."""
     if not config.rate_limit.interfaces and not PINS.is_dir():
         return None
@@ -203,12 +265,7 @@ def limiter_of(config: Config) -> RunningLimiter | None:
     from tidegate.ratelimit.running import RunningLimiter, remove_leftovers  # noqa: PLC0415
 
     if config.rate_limit.interfaces:
-        audit = config.audit
-        return RunningLimiter(
-            config.rate_limit,
-            Addresses(config.privacy.client_addresses),
-            Audit(Path(audit.file), max_size=audit.max_size, files=audit.files, retention=audit.retention),
-        )
+        return RunningLimiter(config.rate_limit, Addresses(config.privacy.client_addresses), audit)
     try:
         remove_leftovers()
     except TidegateError as error:
@@ -238,6 +295,7 @@ def bounds_of(config: Config) -> Bounds:
         idle=idle,
         resource_interval=resources.interval,
         cgroups_per_second=resources.cgroups_per_second,
+        watched=room_for(sum(len(pool.endpoints) for pool in config.pools.values())),
         disk_rows=disk.max_rows if disk.enabled else None,
         disk_requests=disk.max_requests,
     )

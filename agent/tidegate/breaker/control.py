@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The breaker of a running agent: what the kernel tells goes into the engine, what that decides to drivers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+import msgspec
+
+from tidegate.audit import Action as Audited
+from tidegate.audit import Actor, Audit, agent
+from tidegate.breaker.configured import members
+from tidegate.breaker.engine import Engine
+from tidegate.breaker.evidence import event_of
+from tidegate.breaker.repeats import Repeats
+from tidegate.breaker.sight import Ways, evidence_of, vitals_of
+from tidegate.config.keys import FailfastDriver, Pool
+from tidegate.config.units import listen
+from tidegate.errors import TidegateError
+from tidegate.http.watch import HttpWatch
+from tidegate.kernel import endpoints as kernel
+from tidegate.model.breaker import Action, Decision, Event, Kind, PoolRow
+from tidegate.model.outliers import Freeze, Member
+from tidegate.model.snapshot import View
+
+log = logging.getLogger("tidegate")
+
+#: Of an outlier that stays nothing is said again for so many seconds.
+REPEATED = 60.0
+#: Leases are renewed, and requests that wait too long are looked for, after so many seconds.
+_RENEWED, _LISTENED = 1.0, 0.1
+
+
+class Driver(Protocol):
+    """Keeps callers of this node from endpoints, as :class:`tidegate.pools.failfast.FailfastDriver` does."""
+
+    def renew(self) -> None:
+        """Have what is refused stay refused for a while."""
+
+    def apply(self, refused: Mapping[kernel.Endpoint, int]) -> None:
+        """Refuse connects to these, all but so many to each, and to no others."""
+
+    def begun(self) -> dict[kernel.Endpoint, int]:
+        """Return how many trials have begun since the last call."""
+
+    def choose(self, services: Mapping[kernel.Endpoint, Iterable[str]]) -> None:
+        """Say whose connects are refused, by endpoint."""
+
+    def end_idle(self) -> None:
+        """End connections to refused endpoints that have been idle since the call before."""
+
+    def follow(self, cgroups: Mapping[int, str]) -> None:
+        """Take the cgroups that there are, with their services."""
+
+
+class Breaker:
+    """All pools of this node. Any thread may call; what they do takes turns.
+
+    ``driver`` makes the driver when the first pool asks for it; None where it can't. ``cgroups`` are those that
+    there are, with their services.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        freeze: Freeze,
+        http: HttpWatch,
+        driver: Callable[[], Driver | None],
+        audit: Audit,
+        cgroups: Callable[[], Mapping[int, str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._http, self._make_driver, self._audit, self._cgroups = http, driver, audit, cgroups
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._engine = Engine(freeze, now=clock(), seed=time.time_ns())
+        self._driver: Driver | None = None
+        self._members: dict[str, Member] = {}
+        self._pools: dict[str, Pool] = {}
+        #: The pool and the name of each endpoint, and back.
+        self._of: dict[kernel.Endpoint, tuple[str, str]] = {}
+        self._at: dict[tuple[str, str], kernel.Endpoint] = {}
+        self._counted: dict[kernel.Endpoint, kernel.Seen] = {}
+        self._charged: Counter[str] = Counter()
+        self._ways, self._repeats = Ways(), Repeats(REPEATED)
+        self._before: View | None = None
+        self._wanted: Mapping[str, Pool] | None = pools
+        self._renewed = self._listened = float("-inf")
+        with self._turn:
+            self._take_config(clock())
+
+    @property
+    def fd(self) -> int:
+        """Readable when something speaks against an endpoint: then call :meth:`read`."""
+        return self._http.endpoints.fd
+
+    def names(self) -> dict[str, str]:
+        """Return the pool of each endpoint."""
+        return {str(endpoint): pool for endpoint, (pool, _) in self._of.items()}
+
+    # What happens.
+
+    def read(self) -> None:
+        """Take what the kernel has told, and do what follows."""
+        with self._turn:
+            now = self._clock()
+            self._begin_trials(now)
+            decisions: list[Decision] = []
+            for told in self._http.endpoints.evidence():
+                decisions += self._take(told, now)
+            self._follow_up(decisions)
+
+    def beat(self) -> None:
+        """Do what is due by the clock alone; to be called several times a second."""
+        with self._turn:
+            now = self._clock()
+            if now - self._renewed >= _RENEWED and self._driver is not None:
+                self._renewed = now
+                self._driver.renew()
+            if now - self._listened >= _LISTENED and any(
+                member.policy.response_timeout for member in self._members.values()
+            ):
+                self._listened = now
+                self._http.find_silence()
+            if now >= self._engine.next_sweep:
+                self._sweep(now)
+
+    def tick(self, view: View) -> tuple[PoolRow, ...]:
+        """Take a view of this node, count successes, and return what there is to show."""
+        with self._turn:
+            now = self._clock()
+            try:
+                self._take_config(now)
+            except TidegateError as error:
+                log.error("pools: the new ones are not taken, the old ones stay: %s", error)
+            decisions = [*self._engine.vitals(vitals_of(view, self._before), now)]
+            self._before = view
+            self._ways.read(view.endpoints, frozenset(str(endpoint) for endpoint in self._of))
+            for endpoint, seen in self._http.endpoints.seen().items():
+                decisions += self._count(endpoint, seen, now)
+            self._begin_trials(now)
+            self._follow_up(decisions)
+            if self._driver is not None:
+                self._driver.follow(self._cgroups())
+            rows = self._rows()
+        if self._driver is not None:
+            self._driver.end_idle()
+        return rows
+
+    def configure(self, pools: Mapping[str, Pool]) -> None:
+        """Take the pools of another config at the next tick."""
+        self._wanted = pools
+
+    def _take(self, told: kernel.Evidence, now: float) -> Iterable[Decision]:
+        known = self._of.get(told.endpoint)
+        if known is None:  # not any more
+            return ()
+        pool, name = known
+        at = min(told.at_ns / 1e9, now)
+        before = self._counted.get(told.endpoint)
+        refused, encrypted = (before.refused, before.is_encrypted) if before else (0, False)
+        seen = kernel.Seen(told.connected, told.answered, refused, encrypted)
+        decisions = [*self._count(told.endpoint, seen, at)]
+        charge = event_of(evidence_of(told, pool, name), self._members[pool].policy, at)
+        self._charged[charge.row] += 1
+        if charge.event is not None:
+            decisions += self._engine.observe(charge.event, at)
+        else:
+            self._engine.pool(pool).release(name)
+        return decisions
+
+    def _count(self, endpoint: kernel.Endpoint, seen: kernel.Seen, now: float) -> Iterable[Decision]:
+        """Tell the engine of the successes since the last time."""
+        if endpoint not in self._of:
+            return ()
+        pool, name = self._of[endpoint]
+        before = self._counted.get(endpoint, kernel.Seen(0, 0, 0, seen.is_encrypted))
+        connected, answered = seen.connected - before.connected, seen.answered - before.answered
+        self._counted[endpoint] = seen._replace(
+            connected=max(seen.connected, before.connected), answered=max(seen.answered, before.answered)
+        )
+        decisions: list[Decision] = []
+        if connected > 0:
+            decisions += self._engine.observe(Event(pool, name, Kind.CONNECT_OK, count=connected), now)
+        if answered > 0 and seen.is_encrypted:
+            decisions += self._engine.observe(Event(pool, name, Kind.ANSWERED, count=answered), now)
+        elif answered > 0:
+            decisions += self._engine.observe(Event(pool, name, Kind.HTTP, code=200, count=answered), now)
+        return decisions
+
+    def _begin_trials(self, now: float) -> None:
+        """Tell the engine of the trials that the driver has let through."""
+        for endpoint, trials in self._driver.begun().items() if self._driver else ():
+            if endpoint in self._of:
+                pool, name = self._of[endpoint]
+                for _ in range(trials):
+                    self._engine.pool(pool).acquire(name, now)
+
+    def _sweep(self, now: float) -> None:
+        for pool, member in self._members.items():
+            found = self._engine.pool(pool)
+            if found.next_sweep <= now:
+                found.measure(self._ways.since_last(member.endpoints))
+        self._follow_up(self._engine.sweep(now))
+
+    # What people change.
+
+    def change(self, how: str, pool: str, endpoint: str, *, force: bool, by: Actor) -> None:
+        """Open, close or reset the circuit of an endpoint; raises UsageError for what can't be."""
+        with self._turn:
+            now, found = self._clock(), self._engine.pool(pool)
+            if how == "open":
+                decisions = found.open(endpoint, now, force=force)
+            else:
+                decisions = found.close(endpoint, now) if how == "close" else found.reset(endpoint, now)
+            self._follow_up(decisions, by)
+
+    def rows(self) -> tuple[PoolRow, ...]:
+        """Return what there is to show of all pools."""
+        with self._turn:
+            return self._rows()
+
+    def _rows(self) -> tuple[PoolRow, ...]:
+        encrypted = {self._of[endpoint] for endpoint, seen in self._counted.items() if seen.is_encrypted}
+        if not encrypted:
+            return self._engine.rows()
+        return tuple(
+            msgspec.structs.replace(
+                pool,
+                endpoints=tuple(
+                    msgspec.structs.replace(row, is_encrypted=(pool.pool, row.endpoint) in encrypted)
+                    for row in pool.endpoints
+                ),
+            )
+            for pool in self._engine.rows()
+        )
+
+    # What follows.
+
+    def _follow_up(self, decisions: Iterable[Decision], by: Actor | None = None) -> None:
+        """Have the driver do it, then put it on the record."""
+        self._apply()
+        for decision in self._repeats.news(decisions):
+            log.warning("breaker: %s", text_of(decision))
+            self._record(decision, by or agent())
+
+    def _apply(self) -> None:
+        if self._driver is not None:
+            refused = self._engine.refused()
+            self._driver.apply(
+                {self._at[key]: permits for key, permits in refused.items() if self._drives(key[0])}
+            )
+
+    def _drives(self, pool: str) -> bool:
+        return any(isinstance(driver, FailfastDriver) for driver in self._pools[pool].drivers)
+
+    def _record(self, decision: Decision, by: Actor) -> None:
+        details: dict[str, Any] = {
+            "pool": decision.pool or None,
+            "action": str(decision.action),
+            "seconds": None if decision.until is None else round(decision.until - decision.t, 3),
+            "ejections": decision.ejections,
+            "enforced": decision.enforced,
+            **decision.evidence,
+        }
+        self._audit.record(
+            Audited.BREAKER, by=by, subject=decision.endpoint or None, reason=decision.reason, details=details
+        )
+
+    # What the config changes.
+
+    def _take_config(self, now: float) -> None:
+        pools, self._wanted = self._wanted, None
+        if pools is None:
+            return
+        wanted = members(pools)
+        decisions: list[Decision] = []
+        for name in self._members.keys() - wanted.keys():
+            decisions += self._engine.remove_pool(name, now)
+        for name, member in wanted.items():
+            decisions += self._engine.set_pool(name, member.policy, member.endpoints, now)
+        self._members, self._pools = wanted, dict(pools)
+        self._of = {
+            _endpoint(endpoint): (name, endpoint)
+            for name, member in wanted.items()
+            for endpoint in member.endpoints
+        }
+        self._at = {key: endpoint for endpoint, key in self._of.items()}
+        self._http.watch(
+            {endpoint: wanted[name].policy.response_timeout or 0.0 for endpoint, (name, _) in self._of.items()}
+        )
+        self._counted = self._http.endpoints.seen()
+        services = {
+            endpoint: self._services(name) for endpoint, (name, _) in self._of.items() if self._drives(name)
+        }
+        if services and self._driver is None:
+            self._driver = self._make_driver()
+        if self._driver is not None:
+            self._driver.choose(services)
+            self._driver.follow(self._cgroups())
+            self._driver.renew()
+        self._follow_up(decisions)
+
+    def _services(self, pool: str) -> list[str]:
+        drivers = [driver for driver in self._pools[pool].drivers if isinstance(driver, FailfastDriver)]
+        return [pattern for driver in drivers for pattern in driver.services]
+
+
+def _endpoint(text: str) -> kernel.Endpoint:
+    found = listen(text)
+    return kernel.Endpoint(ip_address(found.host), found.port)
+
+
+def text_of(decision: Decision) -> str:
+    """Return a decision in words."""
+    where = " ".join(part for part in (decision.pool, decision.endpoint) if part) or "this node"
+    text = f"{where}: {decision.action}, {decision.reason}"
+    if decision.action is Action.EJECT and decision.until is not None:
+        text += f", for {decision.until - decision.t:.1f} s"
+    if not decision.enforced and decision.action is Action.EJECT:
+        text += " (not done: the pool's mode is not enforce)"
+    numbers = ", ".join(f"{name} {value}" for name, value in decision.evidence.items())
+    return f"{text} ({numbers})" if numbers else text

@@ -223,7 +223,7 @@ def exporter_of(config: Config) -> Exporter | None:
     if listen is None:
         return None
     files = None if tls is None else Tls(cert=tls.cert, key=tls.key, client_ca=tls.client_ca)
-    return Exporter(listen.host, listen.port, (*TABLES, *fields.TABLES, pool_fields.TABLE), files)
+    return Exporter(listen.host, listen.port, (*TABLES, *fields.TABLES, *pool_fields.TABLES), files)
 
 
 @contextlib.contextmanager

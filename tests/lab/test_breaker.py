@@ -151,6 +151,7 @@ def test_the_storys_rule_ejects_for_its_time_and_then_for_twice_that(lab: Lab, t
         ]
         metric = f'tidegate_breaker_ejections_total{{pool="inventory",endpoint="{ENDPOINT}"'
         assert f'{metric},reason="consecutive_5xx",enforced="true"}} 2' in agent.metrics()
+        assert 'tidegate_breaker_ejected{pool="inventory"} 1' in agent.metrics()
         assert agent.command("breaker", "close", "inventory", ENDPOINT).stdout == f"inventory {ENDPOINT}: back\n"
         assert call("/", 5) == {"200": 5}
     # Without an agent nobody is refused.
@@ -219,6 +220,47 @@ def test_a_backend_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> N
         assert errors(gateway, ENDPOINT, 3) == [111] * 3
 
 
+_SLOW = """
+import http.server, time
+class Slow(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        time.sleep(0.25 if self.path == "/slow" else 0)
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 5000), Slow).serve_forever()
+"""
+_GETS = """
+import http.client, sys
+connection = http.client.HTTPConnection("10.0.0.6", 5000)
+for _ in range(int(sys.argv[2])):
+    connection.request("GET", sys.argv[1])
+    connection.getresponse().read()
+"""
+
+
+def test_an_endpoint_that_answers_slowly(lab: Lab, tmp_path: Path) -> None:
+    gateway, inventory = lab.host("gateway", 16), lab.host("inventory", 6)
+    inventory.popen([sys.executable, "-c", _SLOW])
+    wait_until(lambda: errors(gateway, ENDPOINT, 1) == [0], "listening")
+
+    def get(path: str, count: int) -> None:
+        argv = enter(gateway.namespace, [sys.executable, "-c", _GETS, path, str(count)])
+        subprocess.run(argv, check=True, timeout=60)
+
+    slow = "slow_response_threshold: 200ms, slow_response_percent: 100, slow_response_request_volume: 5}"
+    with BreakerAgent(tmp_path, f"{policy(interval='3s')}, {slow}") as agent:
+        get("/", 50)
+        get("/slow", 5)
+        wait_until(lambda: 'code_class="2xx"} 55' in agent.metrics(), "all counted")
+        # A part of them was fast: whoever is slow now and then stays.
+        time.sleep(3.5)  # longer than an interval
+        assert agent.decisions() == []
+        get("/slow", 24)  # six seconds: a whole interval of slow ones alone
+        wait_until(lambda: bool(agent.decisions()), "judged")
+        assert agent.decisions()[0] == ("eject", "slow_response", ENDPOINT)
+
+
 def test_as_many_trials_as_are_permitted_decide(lab: Lab, tmp_path: Path) -> None:
     gateway, inventory = lab.host("gateway", 16), lab.host("inventory", 6)
     service = inventory.service("inventory")
@@ -273,6 +315,7 @@ def test_a_node_whose_own_link_loses_packets_ejects_nobody(lab: Lab, tmp_path: P
         service.generate(Plan(steps, parallel=16))
         wait_until(lambda: any(action == "freeze" for action, _, _ in agent.decisions()), "frozen")
         assert "frozen by this node's" in agent.command("breaker", "status").stdout
+        assert 'tidegate_breaker_frozen{pool="p6",reason=' in agent.metrics()
         gateway.lose(0)
         out = [decision for decision in agent.decisions() if decision[0] == "eject"]
         back = [decision for decision in agent.decisions() if decision[:2] == ("uneject", "frozen")]

@@ -88,6 +88,7 @@ class Breaker:
         self._at: dict[tuple[str, str], kernel.Endpoint] = {}
         self._counted: dict[kernel.Endpoint, kernel.Seen] = {}
         self._charged: Counter[str] = Counter()
+        self._failed_slowly: Counter[kernel.Endpoint] = Counter()
         self._ways, self._repeats = Ways(), Repeats(REPEATED)
         self._before: View | None = None
         self._wanted: Mapping[str, Pool] | None = pools
@@ -142,8 +143,9 @@ class Breaker:
             decisions = [*self._engine.vitals(vitals_of(view, self._before), now)]
             self._before = view
             self._ways.read(view.endpoints, frozenset(str(endpoint) for endpoint in self._of))
+            slow = self._slow()
             for endpoint, seen in self._http.endpoints.seen().items():
-                decisions += self._count(endpoint, seen, now)
+                decisions += self._count(endpoint, seen, now, slow.get(endpoint))
             self._begin_trials(now)
             self._follow_up(decisions)
             if self._driver is not None:
@@ -169,14 +171,31 @@ class Breaker:
         decisions = [*self._count(told.endpoint, seen, at)]
         charge = event_of(evidence_of(told, pool, name), self._members[pool].policy, at)
         self._charged[charge.row] += 1
+        threshold = self._members[pool].policy.slow_response_threshold
+        if charge.event is not None and threshold is not None and (charge.event.seconds or 0.0) >= threshold:
+            self._failed_slowly[told.endpoint] += 1
         if charge.event is not None:
             decisions += self._engine.observe(charge.event, at)
         else:
             self._engine.pool(pool).release(name)
         return decisions
 
-    def _count(self, endpoint: kernel.Endpoint, seen: kernel.Seen, now: float) -> Iterable[Decision]:
-        """Tell the engine of the successes since the last time."""
+    def _slow(self) -> dict[kernel.Endpoint, int]:
+        """Count the slow answers since the last tick, where that is asked for, but for those told as failures."""
+        thresholds = {
+            endpoint: self._members[pool].policy.slow_response_threshold
+            for endpoint, (pool, _) in self._of.items()
+        }
+        asked = {endpoint: seconds for endpoint, seconds in thresholds.items() if seconds is not None}
+        found = self._http.slow({str(endpoint): seconds for endpoint, seconds in asked.items()})
+        slow = {endpoint: max(found[str(endpoint)] - self._failed_slowly[endpoint], 0) for endpoint in asked}
+        self._failed_slowly.clear()
+        return slow
+
+    def _count(
+        self, endpoint: kernel.Endpoint, seen: kernel.Seen, now: float, slow: int | None = None
+    ) -> Iterable[Decision]:
+        """Tell the engine of the successes since the last time, ``slow`` ones among them where that was asked."""
         if endpoint not in self._of:
             return ()
         pool, name = self._of[endpoint]
@@ -191,7 +210,18 @@ class Breaker:
         if answered > 0 and seen.is_encrypted:
             decisions += self._engine.observe(Event(pool, name, Kind.ANSWERED, count=answered), now)
         elif answered > 0:
-            decisions += self._engine.observe(Event(pool, name, Kind.HTTP, code=200, count=answered), now)
+            decisions += self._answers(pool, name, answered, slow, now)
+        return decisions
+
+    def _answers(self, pool: str, name: str, count: int, slow: int | None, now: float) -> Iterable[Decision]:
+        if slow is None:
+            return self._engine.observe(Event(pool, name, Kind.HTTP, code=200, count=count), now)
+        decisions: list[Decision] = []
+        threshold = self._members[pool].policy.slow_response_threshold
+        for number, seconds in ((min(slow, count), threshold), (count - min(slow, count), 0.0)):
+            if number:
+                event = Event(pool, name, Kind.HTTP, code=200, count=number, seconds=seconds)
+                decisions += self._engine.observe(event, now)
         return decisions
 
     def _begin_trials(self, now: float) -> None:

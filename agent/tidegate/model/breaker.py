@@ -203,6 +203,11 @@ class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
     success_rate_threshold: float | None
     endpoints: tuple[EndpointRow, ...]
 
+    @property
+    def frozen_by(self) -> dict[str, int]:
+        """1 for each reason why nobody is ejected now."""
+        return dict.fromkeys(self.frozen, 1)
+
 
 def circuits(pools: Iterable[PoolRow]) -> tuple[Circuit, ...]:
     """Return all endpoints of all pools."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the breaker shows of each endpoint of a pool: its fields with unit and help."""
+"""What the breaker shows of pools and their endpoints: fields with unit and help."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tidegate.model.fields import Field, Kind, Table
 
 _BY = ("reason", "enforced")
 
-TABLE = Table(
+CIRCUITS = Table(
     name="circuits",
     labels=("pool", "endpoint"),
     fields=(
@@ -37,3 +37,27 @@ TABLE = Table(
         ),
     ),
 )
+
+POOLS = Table(
+    name="pools",
+    labels=("pool",),
+    fields=(
+        Field(
+            name="active",
+            metric="breaker_ejected",
+            kind=Kind.GAUGE,
+            unit="endpoints",
+            help="Endpoints that are out, or would be in monitor mode.",
+        ),
+        Field(
+            name="frozen_by",
+            metric="breaker_frozen",
+            kind=Kind.GAUGE,
+            unit="reason",
+            help="1 for each reason why nobody is ejected now: this node's own state.",
+            label="reason",
+        ),
+    ),
+)
+
+TABLES = (CIRCUITS, POOLS)

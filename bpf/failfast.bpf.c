@@ -61,7 +61,7 @@ static __always_inline int may_try(struct failfast_entry *entry)
 
 static __always_inline int on_connect(struct bpf_sock_addr *ctx, struct pool_key *key)
 {
-	struct pool_endpoint *endpoint;
+	struct pool_counts *counts;
 	struct failfast_entry *entry;
 	__u32 zero = 0;
 	__u64 *lease;
@@ -74,9 +74,9 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, struct pool_key
 	if (!lease || bpf_ktime_get_ns() >= *lease || !concerns(entry, bpf_get_current_cgroup_id()) ||
 	    may_try(entry))
 		return ALLOW;
-	endpoint = bpf_map_lookup_elem(&pool_endpoints, key);
-	if (endpoint)
-		__sync_fetch_and_add(&endpoint->refused, 1);
+	counts = counts_of(key);
+	if (counts)
+		__sync_fetch_and_add(&counts->refused, 1);
 	/* EPERM where the kernel has no such call (before 5.18) */
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
 		bpf_set_retval(-ECONNREFUSED);

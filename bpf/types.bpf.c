@@ -63,6 +63,7 @@ enum pool_class *pool_class;
 enum pool_loss *pool_loss;
 struct pool_key *pool_key;
 struct pool_endpoint *pool_endpoint;
+struct pool_counts *pool_counts;
 struct pool_event *pool_event;
 struct http_key *http_key;
 struct http_counts *http_counts;

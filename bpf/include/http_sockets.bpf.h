@@ -56,6 +56,8 @@ static __always_inline void follow(struct __sk_buff *skb, struct bpf_sock *sk)
 	if (!endpoint)
 		return;
 	fresh.timeout_ns = endpoint->response_timeout_ns;
+	fresh.place = endpoint->place;
+	fresh.generation = endpoint->generation;
 	fresh.key.cgroup = bpf_skb_cgroup_id(skb);
 	socket = bpf_sk_storage_get(&http_sockets, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
@@ -83,6 +85,8 @@ static __always_inline int adopt(struct bpf_iter__tcp *ctx)
 	if (!endpoint)
 		return 0;
 	fresh.timeout_ns = endpoint->response_timeout_ns;
+	fresh.place = endpoint->place;
+	fresh.generation = endpoint->generation;
 	fresh.key.cgroup = socket_cgroup(sk);
 	if (bpf_sk_storage_get(&http_sockets, tp, &fresh, BPF_SK_STORAGE_GET_F_CREATE))
 		bpf_seq_write(ctx->meta->seq, &mark, sizeof(mark));
@@ -108,9 +112,14 @@ static __always_inline int is_http(const struct status_line *line)
 #define CONTINUE  25
 #define SWITCHING 101
 
-/* An event on a connection, without its head. ``endpoint`` may be NULL. */
+static __always_inline struct pool_counts *own_counts(const struct http_socket *socket)
+{
+	return counts_at(socket->place, socket->generation);
+}
+
+/* An event on a connection, without its head. */
 static __always_inline struct pool_event *event_of(struct __sk_buff *skb, const struct http_socket *socket,
-						   const struct pool_endpoint *endpoint)
+						   const struct pool_counts *counts)
 {
 	__u32 zero = 0;
 	struct pool_event *event = bpf_map_lookup_elem(&http_scratch, &zero);
@@ -122,19 +131,17 @@ static __always_inline struct pool_event *event_of(struct __sk_buff *skb, const 
 	event->age_ns = event->at_ns - socket->began_ns;
 	event->cgroup = socket->key.cgroup;
 	event->endpoint = socket->key.endpoint;
-	if (endpoint) {
-		event->connected = endpoint->connected;
-		event->answered = endpoint->answered;
-	}
+	event->connected = counts->connected;
+	event->answered = counts->answered;
 	event->source_port = skb->local_port;
 	return event;
 }
 
 static __always_inline void tell_status(struct __sk_buff *skb, const struct http_socket *socket,
-					const struct pool_endpoint *endpoint, __u32 status, __u32 at,
+					const struct pool_counts *counts, __u32 status, __u32 at,
 					__u32 length)
 {
-	struct pool_event *event = event_of(skb, socket, endpoint);
+	struct pool_event *event = event_of(skb, socket, counts);
 
 	if (!event)
 		return;
@@ -154,8 +161,8 @@ static __always_inline void tell_status(struct __sk_buff *skb, const struct http
 /* The endpoint ended a connection while a request waited, or before it sent a byte. */
 static __always_inline void tell_end(struct __sk_buff *skb, struct http_socket *socket, __u32 error)
 {
-	struct pool_event *event =
-	    event_of(skb, socket, bpf_map_lookup_elem(&pool_endpoints, &socket->key.endpoint));
+	struct pool_counts *counts = own_counts(socket);
+	struct pool_event *event = counts ? event_of(skb, socket, counts) : 0;
 
 	if (!event)
 		return;
@@ -175,7 +182,8 @@ static __always_inline void tell_silence(struct http_socket *socket, __u16 sourc
 {
 	/* On the stack: before 5.15 an iterator's own memory is no key. */
 	struct pool_key key = socket->key.endpoint;
-	struct pool_event *event = pool_event_on(&key);
+	struct pool_counts *counts = own_counts(socket);
+	struct pool_event *event = counts ? pool_event_on(&key, counts) : 0;
 
 	socket->is_told = 1;
 	if (!event)
@@ -204,12 +212,12 @@ static __always_inline int on_waiting(struct bpf_iter__bpf_sk_storage_map *ctx)
 static __always_inline void count_status(struct __sk_buff *skb, struct http_socket *socket, __u32 status,
 					 __u32 at, __u32 length)
 {
-	struct pool_endpoint *endpoint = bpf_map_lookup_elem(&pool_endpoints, &socket->key.endpoint);
+	struct pool_counts *counts = own_counts(socket);
 	struct http_counts *row;
 	__u64 took;
 	__u32 class = status / 100 - 1;
 
-	if (!endpoint) /* not any more */
+	if (!counts) /* it is not watched any more */
 		return;
 	row = row_of(&socket->key);
 	barrier_var(class);
@@ -223,15 +231,15 @@ static __always_inline void count_status(struct __sk_buff *skb, struct http_sock
 	}
 	/* A request fails once: one whose silence was told has failed already. */
 	if (class == POOL_CLASS_SERVER_ERROR && !socket->is_told)
-		tell_status(skb, socket, endpoint, status, at, length);
+		tell_status(skb, socket, counts, status, at, length);
 	else if (class != POOL_CLASS_INFORMATIONAL && class != POOL_CLASS_SERVER_ERROR)
-		__sync_fetch_and_add(&endpoint->answered, 1);
+		__sync_fetch_and_add(&counts->answered, 1);
 }
 
 /* What came is no answer of HTTP/1. A connection that has spoken it before may do again. */
 static __always_inline void not_http(struct http_socket *socket)
 {
-	struct pool_endpoint *endpoint;
+	struct pool_counts *counts;
 
 	socket->is_waiting = 0;
 	if (socket->is_http) {
@@ -239,19 +247,19 @@ static __always_inline void not_http(struct http_socket *socket)
 		return;
 	}
 	socket->is_off = 1;
-	endpoint = bpf_map_lookup_elem(&pool_endpoints, &socket->key.endpoint);
-	if (endpoint)
-		endpoint->is_encrypted = 1;
+	counts = own_counts(socket);
+	if (counts)
+		counts->is_encrypted = 1;
 }
 
 /* An answer that nobody can read. */
 static __always_inline void on_unread_answer(struct http_socket *socket)
 {
-	struct pool_endpoint *endpoint = bpf_map_lookup_elem(&pool_endpoints, &socket->key.endpoint);
+	struct pool_counts *counts = own_counts(socket);
 
 	socket->is_waiting = 0;
-	if (endpoint)
-		__sync_fetch_and_add(&endpoint->answered, 1);
+	if (counts)
+		__sync_fetch_and_add(&counts->answered, 1);
 }
 
 /* The answer to the request that waits begins at this place of the packet. */

@@ -9,6 +9,8 @@
 
 struct http_socket {
 	struct http_key key;
+	__u32 place; /* of the endpoint's counts */
+	__u32 generation;
 	__u64 began_ns;   /* the request that waits, or the connection */
 	__u64 timeout_ns; /* of the endpoint's response_timeout_ns; 0: silence is not told */
 	__u32 expected;   /* the sequence number with which its answer begins */

@@ -47,12 +47,17 @@ struct pool_key {
 };
 
 struct pool_endpoint {
-	__u64 connected;           /* handshakes that were completed */
-	__u64 answered;            /* HTTP responses below 500, interim ones left out, or answers in TLS */
-	__u64 refused;             /* connects, by failfast */
 	__u64 response_timeout_ns; /* 0: silence is never told */
-	__u32 is_encrypted;        /* a connection spoke TLS, or at least no HTTP/1 */
-	__u32 pad;
+	__u32 place;               /* of its counts in pool_counts */
+	__u32 generation; /* by which they are known to be its own, and not of one that came after it */
+};
+
+struct pool_counts {
+	__u64 connected;    /* handshakes that were completed */
+	__u64 answered;     /* HTTP responses below 500, interim ones left out, or answers in TLS */
+	__u64 refused;      /* connects, by failfast */
+	__u32 is_encrypted; /* a connection spoke TLS, or at least no HTTP/1 */
+	__u32 generation;
 };
 
 struct pool_event {

@@ -18,26 +18,28 @@ static void pool_key_of(const struct tcp_key *row, struct pool_key *key)
 /* A handshake was completed. */
 static void count_connected(const struct tcp_socket *socket)
 {
-	struct pool_endpoint *endpoint;
+	struct pool_counts *counts;
 	struct pool_key key = {};
 
 	pool_key_of(&socket->connection.key, &key);
-	endpoint = bpf_map_lookup_elem(&pool_endpoints, &key);
-	if (endpoint)
-		__sync_fetch_and_add(&endpoint->connected, 1);
+	counts = counts_of(&key);
+	if (counts)
+		__sync_fetch_and_add(&counts->connected, 1);
 }
 
 /* A connect came to nothing, or an established connection died of old age. */
 static void tell_failure(const struct sock *sk, const struct tcp_sock *tp, const struct tcp_socket *socket,
 			 enum pool_evidence evidence, __u32 code)
 {
+	struct pool_counts *counts;
 	struct pool_event *event;
 	struct pool_key key = {};
 
 	if (socket->connection.key.role != TCP_ROLE_CLIENT)
 		return;
 	pool_key_of(&socket->connection.key, &key);
-	event = pool_event_on(&key);
+	counts = counts_of(&key);
+	event = counts ? pool_event_on(&key, counts) : 0;
 	if (!event)
 		return;
 	event->age_ns = event->at_ns - socket->connection.syn_ns;

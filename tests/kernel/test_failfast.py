@@ -21,7 +21,7 @@ from lab.network import cgroup_root, remove_cgroup
 from tests.kernel.test_http import GET, Watching, exchange, receive
 from tests.kernel.test_http import OK as OK_RESPONSE
 from tidegate.kernel.endpoints import Endpoint, Failfast, key_of
-from tidegate.kernel.layouts import POOL_ENDPOINT
+from tidegate.kernel.layouts import POOL_COUNTS, POOL_ENDPOINT
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.pools.failfast import FailfastDriver
@@ -38,7 +38,7 @@ class Refusing:
         self.server = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self.server.getsockname()[1]
         self.endpoint = Endpoint(ip_address("127.0.0.1"), self.port)
-        bpf.maps["pool_endpoints"][key_of(self.endpoint)] = bytes(POOL_ENDPOINT.size)
+        bpf.maps["pool_endpoints"][key_of(self.endpoint)] = bytes(POOL_ENDPOINT.size)  # the first place of all
         for name in ("failfast_4", "failfast_6"):
             bpf.links.append(bpf.programs[name].attach_cgroup(ROOT))
 
@@ -50,8 +50,7 @@ class Refusing:
 
     @property
     def refused(self) -> int:
-        value = POOL_ENDPOINT.unpack(self.bpf.maps["pool_endpoints"][key_of(self.endpoint)])
-        return int(value[2])
+        return int(POOL_COUNTS.unpack(self.bpf.maps["pool_counts"][bytes(4)])[2])
 
     def renew(self, seconds: float = 60.0) -> None:
         self.driver.renew(time.monotonic() + seconds)

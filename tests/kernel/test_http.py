@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.errors import UnavailableError
 from tidegate.http.watch import HttpWatch
 from tidegate.identity.services import Service
-from tidegate.kernel.endpoints import Endpoint, Evidence
+from tidegate.kernel.endpoints import Endpoint, Evidence, Seen
 from tidegate.kernel.layouts import PoolEvidence, TcpFailure
 from tidegate.kernel.probe import probe
 from tidegate.model.fields import Role
@@ -45,6 +46,7 @@ class Watching:
         self.endpoint = Endpoint(ip_address(address), self.server.getsockname()[1])
         self.tcp = TcpSignal.start(256, 4096)
         self.http = HttpWatch(self.tcp.bpf.maps, Path(probe().cgroup2 or "/"), 256)
+        self.room = self.tcp.bpf.maps["pool_counts"].max_entries
         self._clients: list[socket.socket] = []
 
     def watch(self, timeout: float = 0.0) -> None:
@@ -383,3 +385,27 @@ def test_rows_are_of_services(watching: Watching) -> None:
     watching.http.read(lambda _: Service("shop.service"))
     key = next(iter(watching.http._rows))
     assert (key.service, key.endpoint) == (Service("shop.service"), str(watching.endpoint))
+
+
+def test_the_counts_of_an_endpoint_are_its_own(watching: Watching) -> None:
+    """A connection to one that is watched no more counts for nobody, also where another has its place."""
+    watching.watch()
+    client, served = watching.connect()
+    exchange(client, served, OK)
+    others = {Endpoint(ip_address("192.0.2.1"), port): 0.0 for port in range(1, watching.room + 1)}
+    watching.http.watch(others)
+    exchange(client, served, OK)
+    exchange(client, served, failed(500))
+    assert all(seen[:3] == (0, 0, 0) for seen in watching.http.endpoints.seen().values())
+    assert watching.told() == []
+    with pytest.raises(UnavailableError, match="expected at most"):
+        watching.http.watch({**others, watching.endpoint: 0.0})
+    assert len(watching.http.endpoints.seen()) == watching.room
+    watching.watch(timeout=5.0)
+    assert watching.http.endpoints.seen()[watching.endpoint] == Seen(0, 0, 0, False)
+    exchange(client, served, failed(500))  # its connection is followed as that of another one
+    assert watching.told() == []
+    client, served = watching.connect()
+    exchange(client, served, OK)
+    watching.watch(timeout=1.0)
+    assert watching.http.endpoints.seen()[watching.endpoint] == Seen(1, 1, 0, False)

@@ -310,22 +310,22 @@ class Breaker:
         if pools is None:
             return
         wanted = members(pools)
+        of = {
+            _endpoint(address): (name, address) for name, member in wanted.items() for address in member.endpoints
+        }
+        # Before all else, as it may be refused.
+        self._http.watch(
+            {endpoint: wanted[name].policy.response_timeout or 0.0 for endpoint, (name, _) in of.items()}
+        )
         decisions: list[Decision] = []
         for name in self._members.keys() - wanted.keys():
             decisions += self._engine.remove_pool(name, now)
         for name, member in wanted.items():
             decisions += self._engine.set_pool(name, member.policy, member.endpoints, now)
         self._members, self._pools = wanted, dict(pools)
-        self._of = {
-            _endpoint(endpoint): (name, endpoint)
-            for name, member in wanted.items()
-            for endpoint in member.endpoints
-        }
-        self._at = {key: endpoint for endpoint, key in self._of.items()}
-        self._http.watch(
-            {endpoint: wanted[name].policy.response_timeout or 0.0 for endpoint, (name, _) in self._of.items()}
-        )
-        self._counted = self._http.endpoints.seen()
+        self._of, self._at = of, {key: endpoint for endpoint, key in of.items()}
+        seen = self._http.endpoints.seen()
+        self._counted = {endpoint: self._counted.get(endpoint, count) for endpoint, count in seen.items()}
         services = {
             endpoint: self._services(name) for endpoint, (name, _) in self._of.items() if self._drives(name)
         }

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from tidegate.errors import UnavailableError
 from tidegate.kernel.layouts import (
     FAILFAST_ENTRY,
     FAILFAST_SERVICE,
+    POOL_COUNTS,
     POOL_ENDPOINT,
     POOL_EVENT,
     POOL_KEY,
@@ -19,10 +22,10 @@ from tidegate.kernel.layouts import (
     PoolEvidence,
     PoolLoss,
 )
-from tidegate.kernel.maps import NOEXIST, Map, RingBuffer
+from tidegate.kernel.maps import Map, RingBuffer
 
 #: The maps that the programs of connects and of HTTP share.
-SHARED = ("pool_endpoints", "pool_events", "pool_losses")
+SHARED = ("pool_endpoints", "pool_counts", "pool_events", "pool_losses")
 
 
 class Endpoint(NamedTuple):
@@ -89,9 +92,12 @@ class Endpoints:
     """
 
     def __init__(self, maps: Mapping[str, Map]) -> None:
-        self._table, self._losses = maps["pool_endpoints"], maps["pool_losses"]
+        self._table, self._counts, self._losses = maps["pool_endpoints"], maps["pool_counts"], maps["pool_losses"]
         self._ring = RingBuffer(maps["pool_events"])
         self._watched: dict[bytes, int] = {}
+        self._places: dict[bytes, int] = {}
+        self._free = deque(range(self._counts.max_entries))
+        self._generations = [0] * self._counts.max_entries
 
     @property
     def fd(self) -> int:
@@ -101,24 +107,41 @@ class Endpoints:
     def watch(self, wanted: Mapping[Endpoint, float]) -> bool:
         """Watch these, each with its response timeout in seconds (0: none), and no others; say whether any is new.
 
-        One whose timeout changes is counted from 0 on.
+        A timeout that changes holds for connections that are made from then on. Raises UnavailableError where they
+        are more than there is room for, and then changes nothing.
         """
         now = {key_of(endpoint): int(seconds * 1e9) for endpoint, seconds in wanted.items()}
-        new = {key: timeout for key, timeout in now.items() if self._watched.get(key) != timeout}
-        for key in self._watched.keys() - (now.keys() - new.keys()):
+        if len(now) > self._counts.max_entries:
+            raise UnavailableError(
+                f"pools: expected at most {self._counts.max_entries} endpoints, found {len(now)}; start the agent "
+                "again, which makes room for more"
+            )
+        for key in self._watched.keys() - now.keys():
             del self._table[key]
-        for key, timeout in new.items():
-            self._table.update(key, POOL_ENDPOINT.pack(0, 0, 0, timeout, 0, 0), NOEXIST)
+            place = self._places.pop(key)
+            self._begin(place)  # so that its connections count for nothing any more
+            self._free.append(place)
+        new = now.keys() - self._watched.keys()
+        for key in new:
+            self._places[key] = self._free.popleft()
+            self._begin(self._places[key])
+        for key, timeout in now.items():
+            if self._watched.get(key) != timeout:
+                place = self._places[key]
+                self._table[key] = POOL_ENDPOINT.pack(timeout, place, self._generations[place])
         self._watched = now
         return bool(new)
+
+    def _begin(self, place: int) -> None:
+        self._generations[place] += 1
+        self._counts[_number(place)] = POOL_COUNTS.pack(0, 0, 0, 0, self._generations[place])
 
     def seen(self) -> dict[Endpoint, Seen]:
         """Return what was counted of each."""
         found = {}
-        for _, keys, values in self._table.batches():
-            rows = zip(_split(keys, POOL_KEY.size), POOL_ENDPOINT.iter_unpack(values), strict=True)
-            for key, (connected, answered, refused, _, is_encrypted, _) in rows:
-                found[endpoint_of(key)] = Seen(connected, answered, refused, bool(is_encrypted))
+        for key, place in self._places.items():
+            connected, answered, refused, encrypted, _ = POOL_COUNTS.unpack(self._counts[_number(place)])
+            found[endpoint_of(key)] = Seen(connected, answered, refused, bool(encrypted))
         return found
 
     def evidence(self) -> list[Evidence]:
@@ -147,7 +170,7 @@ class Endpoints:
     def losses(self) -> dict[str, int]:
         """Return what the programs had to leave out."""
         return {
-            f"pool_{loss.name.lower()}": int.from_bytes(self._losses[loss.to_bytes(4, "little")], "little")
+            f"pool_{loss.name.lower()}": int.from_bytes(self._losses[_number(loss)], "little")
             for loss in PoolLoss
             if loss is not PoolLoss.COUNT
         }
@@ -193,6 +216,10 @@ class Failfast:
             self._services[key] = b"\1"
         for key in present - wanted:
             del self._services[key]
+
+
+def _number(number: int) -> bytes:
+    return number.to_bytes(4, "little")
 
 
 def _split(buffer: bytes, size: int) -> Iterable[bytes]:

@@ -318,16 +318,24 @@ OOM_EVENT_COMM = Struct("<16B")
 OOM_EVENT_PATH = Struct("<960B")
 
 
-class PoolEndpoint(NamedTuple):
+class PoolCounts(NamedTuple):
     connected: int
     answered: int
     refused: int
-    response_timeout_ns: int
     is_encrypted: int
-    pad: int
+    generation: int
 
 
-POOL_ENDPOINT = Struct("<QQQQII")
+POOL_COUNTS = Struct("<QQQII")
+
+
+class PoolEndpoint(NamedTuple):
+    response_timeout_ns: int
+    place: int
+    generation: int
+
+
+POOL_ENDPOINT = Struct("<QII")
 
 
 class PoolEvent(NamedTuple):

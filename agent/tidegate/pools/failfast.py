@@ -22,7 +22,7 @@ log = logging.getLogger("tidegate")
 
 #: Without word from the agent nothing is refused after so many seconds.
 LEASE = 5.0
-_SHARED = ("pool_endpoints", "http_sockets")
+_SHARED = ("pool_endpoints", "pool_counts", "http_sockets")
 _CONNECTS, _END_IDLE = ("failfast_4", "failfast_6"), "failfast_end_idle"
 
 

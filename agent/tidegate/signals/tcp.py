@@ -70,7 +70,12 @@ def sizes(max_rows: int, max_sockets: int, max_ports: int, max_endpoints: int = 
     The template in tcp_rows keeps its size: since 5.10 (134fede4eecf) inner hashes may differ in it.
     """
     rows = dict.fromkeys(("tcp_rows_a", "tcp_rows_b"), max_rows)
-    return rows | {"tcp_sockets": max_sockets, "tcp_ports": max_ports, "pool_endpoints": max_endpoints}
+    return rows | {
+        "tcp_sockets": max_sockets,
+        "tcp_ports": max_ports,
+        "pool_endpoints": max_endpoints,
+        "pool_counts": max_endpoints,
+    }
 
 
 def load(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Sends frames of ever other source addresses into an interface: run by BPF_PROG_TEST_RUN on a template, which
- * is Ethernet, IPv4 without options, and TCP or UDP.
+/* Sends frames of ever other source addresses into an interface: run by BPF_PROG_TEST_RUN on a template,
+ * which is Ethernet, IPv4 without options, and TCP or UDP.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>

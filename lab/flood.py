@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """``count`` packets, ``rate`` a second (None: as many as go), from ``sources`` addresses in turn.
 
     They go to ``address`` and ``port``, whose hardware address is ``mac``, out of ``interface``. ``cpu`` is the one
-    that sends and receives.
+    that sends and receives: one, as the program counts without care for others.
     """
 
     interface: str
@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sources: int = 1_000_000
     count: int = 1_000_000
     rate: float | None = None
-    cpu: int | None = None
+    cpu: int
     preempts: bool = False
 
 
@@ -96,6 +96,8 @@ class Flood:
         }.items():
             self._bpf.set_constant(name, struct.pack("=I", value))
         self._bpf.load()
+        # A run of a program that is attached nowhere begins and ends with a grace period (kernel: dispatcher.c).
+        self._bpf.links.append(self.program().attach_xdp(socket.if_nametoindex("lo")))
 
     @property
     def sent(self) -> int:
@@ -204,8 +206,7 @@ def run(plan: Plan, flood: Flood) -> Sent:
 def main() -> None:
     """Do what the plan says."""
     plan = msgspec.json.decode(sys.argv[1], type=Plan)
-    if plan.cpu is not None:
-        os.sched_setaffinity(0, {plan.cpu})
+    os.sched_setaffinity(0, {plan.cpu})
     end_with_the_lab()
     with Flood(plan) as flood:
         if plan.preempts:

@@ -6,7 +6,8 @@ PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpfto
             python3 python3-dev python3-venv
 # What the tests and benchmarks alone need: other kernels are fetched and booted, proxies are run, disks are made
 # and slowed.
-TEST_PACKAGES := qemu-system-x86 debian-archive-keyring e2fsprogs fio fuse3 haproxy mount nginx util-linux
+TEST_PACKAGES := qemu-system-x86 debian-archive-keyring e2fsprogs ethtool fio fuse3 haproxy iptables mount nginx \
+                 util-linux wrk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

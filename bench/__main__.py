@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import agent, disk, reading, report, resources, scrape, tcp
+from bench import agent, disk, ratelimit, reading, report, resources, scrape, tcp
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 
@@ -23,6 +23,7 @@ def main() -> None:
         "disk": disk,
         "reading": reading,
         "scrape": scrape,
+        "ratelimit": ratelimit,
     }
     chosen = sys.argv[1:] or list(modules)
     figures = []

@@ -69,6 +69,23 @@ int nowhere(struct xdp_md *ctx)
 	return write(ctx) ? XDP_DROP : XDP_ABORTED;
 }
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} target SEC(".maps");
+
+/* To another program, as if the frame had come to it: in test runs, each of which is of one frame. */
+SEC("xdp.frags")
+int to_program(struct xdp_md *ctx)
+{
+	if (!write(ctx))
+		return XDP_ABORTED;
+	bpf_tail_call(ctx, &target, 0);
+	return XDP_ABORTED;
+}
+
 /* At the other end: what being there costs. */
 SEC("xdp.frags")
 int dropped(struct xdp_md *ctx)

@@ -20,7 +20,6 @@ import sys
 import time
 from enum import StrEnum
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -52,8 +51,8 @@ class Kind(StrEnum):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """``count`` packets, ``rate`` a second (None: as many as go), from ``sources`` addresses in turn.
 
-    They go to ``address`` and ``port``, whose hardware address is ``mac``, out of ``interface``. ``cpu`` is the one
-    that sends and receives: one, as the program counts without care for others.
+    They go to ``address`` and ``port``, whose hardware address is ``mac``, out of ``interface``. ``cpu`` sends and
+    receives: only one, as the program counts without care for others.
     """
 
     interface: str
@@ -108,15 +107,24 @@ class Flood:
         """Return one of the programs."""
         return self._bpf.programs[name]
 
+    def judged_by(self, program: Program, count: int) -> int:
+        """Have another program judge so many frames that go nowhere; return the ns of one, its making included."""
+        self._bpf.maps["target"][bytes(4)] = struct.pack("=I", program.fd)
+        return self.program("to_program").test_run(self.frame, repeat=count).duration_ns
+
     def send(self, count: int) -> None:
         """Send as fast as it goes; returns when all has been received."""
         self.program().live_run(self.frame, repeat=count)
+
+    def close(self) -> None:
+        """Unload the program; twice is harmless."""
+        self._bpf.close()
 
     def __enter__(self) -> Flood:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bpf.close()
+        self.close()
 
 
 class Flooding:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway under a flood: a real nginx, clients who have come before, and a router behind which the spoofed are."""
+"""A gateway under a flood: a real nginx, clients whom it knows, and a router for what it answers to the flood."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from lab.flood import Flooding, Kind, Plan, into
 from lab.gateway import Nginx, Visitors
-from lab.lab import Host, Lab
+from lab.lab import Lab
 from lab.network import enter, set_sysctls
 
 PORT = 80
@@ -42,8 +42,8 @@ table bridge lab {{
 class FloodedGateway:
     """The gateway 10.0.0.16, clients from 10.0.0.21 on, a friend at 10.0.0.40 and the default route's 10.0.0.1.
 
-    The gateway's CPU, on which it receives and nginx runs, is the last one; the clients have the first. SYN cookies
-    are off, so that the listener has nothing but its queue against a flood; :meth:`cookies` turns them on.
+    The gateway's CPU, on which it receives and nginx runs, is the last one; the clients have the first. SYN
+    cookies are off, so that the listener has only its queue against a flood; :meth:`cookies` turns them on.
     """
 
     def __init__(self, lab: Lab, servers: str = SERVERS) -> None:

@@ -107,6 +107,11 @@ class Nginx:
         for worker in self._workers():
             os.sched_setaffinity(worker, {cpu})
 
+    def cpu(self) -> float:
+        """Return the CPU seconds of the present workers, to the ns."""
+        tasks = [Path(f"/proc/{worker}/schedstat") for worker in self._workers()]
+        return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
+
     def _workers(self) -> set[int]:
         path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return {int(pid) for pid in path.read_text(encoding="ascii").split()}

@@ -6,14 +6,15 @@ PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpfto
             python3 python3-dev python3-venv
 # What the tests and benchmarks alone need: other kernels are fetched and booted, proxies are run, disks are made
 # and slowed.
-TEST_PACKAGES := qemu-system-x86 debian-archive-keyring e2fsprogs fio fuse3 haproxy mount nginx util-linux
+TEST_PACKAGES := qemu-system-x86 debian-archive-keyring e2fsprogs ethtool fio fuse3 haproxy iptables mount nginx \
+                 util-linux wrk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OBJECTS := agent/tidegate/kernel/objects
 SOURCES := $(filter-out bpf/types.bpf.c,$(wildcard bpf/*.bpf.c))
 HEADERS := $(wildcard bpf/include/*.h)
-C_FILES := bench/*.c bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcard tests/kernel/*.c)
+C_FILES := bench/*.c lab/*.c bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $(wildcard tests/kernel/*.c)
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 
@@ -74,7 +75,7 @@ packages:
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >build-apt.log 2>&1 \
 	  || { tail -20 build-apt.log >&2; exit 1; }; rm -f build-apt.log
 
-build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) $(OBJECTS)/ratelimit_simulation.bpf.o build/types.bpf.o build/programs.bpf.o build/refused.bpf.o build/empty.bpf.o build/pass.bpf.o $(VENV)/installed
+build: $(patsubst bpf/%.bpf.c,$(OBJECTS)/%.bpf.o,$(SOURCES)) $(OBJECTS)/ratelimit_simulation.bpf.o build/types.bpf.o build/programs.bpf.o build/refused.bpf.o build/empty.bpf.o build/pass.bpf.o build/flood.bpf.o $(VENV)/installed
 
 $(OBJECTS)/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -90,6 +91,10 @@ build/%.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
 
 build/%.bpf.o: tests/kernel/%.bpf.c $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
+
+build/%.bpf.o: lab/%.bpf.c Makefile
 	@mkdir -p $(@D)
 	@clang $(BPF_FLAGS) -c $< -o $@.tmp && llvm-strip -g $@.tmp && mv $@.tmp $@
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -101,6 +102,16 @@ class Nginx:
         self._process.send_signal(signal.SIGHUP)
         self._wait(lambda: bool(now := self._workers()) and now.isdisjoint(before))
 
+    def pin(self, cpu: int) -> None:
+        """Have the present workers run on one CPU."""
+        for worker in self._workers():
+            os.sched_setaffinity(worker, {cpu})
+
+    def cpu(self) -> float:
+        """Return the CPU seconds of the present workers, to the ns."""
+        tasks = [Path(f"/proc/{worker}/schedstat") for worker in self._workers()]
+        return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
+
     def _workers(self) -> set[int]:
         path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return {int(pid) for pid in path.read_text(encoding="ascii").split()}
@@ -125,10 +136,12 @@ class Nginx:
 class Visitors:
     """Clients that call the gateway's paths in turn over connections that they keep; see :mod:`lab.visitors`."""
 
-    def __init__(self, host: Host, base: str, paths: list[str], rate: float, count: int) -> None:
+    def __init__(
+        self, host: Host, base: str, paths: list[str], rate: float, count: int, **options: float | None
+    ) -> None:
         cgroup = host.lab.cgroup / f"visitors{host.lab.tag}.service"
         cgroup.mkdir(exist_ok=True)
-        plan = json.dumps({"base": base, "paths": paths, "rate": rate, "count": count})
+        plan = json.dumps({"base": base, "paths": paths, "rate": rate, "count": count, **options})
         argv = [sys.executable, "-m", "lab.visitors", plan]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = host.lab.popen(

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls paths of an HTTP server in turn at a steady rate, over connections that are kept, and counts the answers.
+"""Calls paths of an HTTP server in turn at a steady rate, and counts the answers.
 
 Run as ``python -m lab.visitors PLAN`` with ``{base, paths, rate, count}``; ends after ``count`` calls, or when a
-line comes on stdin; prints ``{path: {status: n}}``.
+line comes on stdin; prints ``{path: {status: n}}``. Connections are kept, unless ``anew``: then each call makes
+its own. ``patience`` is for how many seconds it waits, and ``cpu`` the one on which it runs.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import select
 import sys
 import time
@@ -16,15 +18,27 @@ import time
 TIMEOUT = 10.0
 
 
-def visit(base: str, paths: list[str], rate: float, count: int) -> dict[str, dict[str, int]]:
+def visit(
+    base: str,
+    paths: list[str],
+    rate: float,
+    count: int,
+    *,
+    anew: bool = False,
+    patience: float = TIMEOUT,
+    cpu: int | None = None,
+) -> dict[str, dict[str, int]]:
     """Make the calls, one after the other."""
-    connection = http.client.HTTPConnection(base, timeout=TIMEOUT)
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    connection = http.client.HTTPConnection(base, timeout=patience)
     answers: dict[str, dict[str, int]] = {path: {} for path in paths}
     began = time.monotonic()
     for n in range(count):
-        patience = max(began + n / rate - time.monotonic(), 0)
-        if select.select([sys.stdin], [], [], patience)[0]:
+        if select.select([sys.stdin], [], [], max(began + n / rate - time.monotonic(), 0))[0]:
             break
+        if anew:
+            connection.close()
         path = paths[n % len(paths)]
         try:
             outcome = str(call(connection, path))

@@ -221,6 +221,15 @@ static int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, _
 	return error;
 }
 
+/* An XDP program whose verdicts come true: what it passes or redirects goes there. */
+static int tidegate_live_run(int fd, const void *in, __u32 in_size, __u32 repeat, __u32 batch)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = in, .data_size_in = in_size, .repeat = repeat,
+		    .flags = BPF_F_TEST_XDP_LIVE_FRAMES, .batch_size = batch);
+
+	return bpf_prog_test_run_opts(fd, &opts);
+}
+
 static int tidegate_kernel_has_btf(void)
 {
 	struct btf *btf = btf__load_vmlinux_btf();

@@ -79,6 +79,7 @@ void *tidegate_variable(struct bpf_object *obj, const char *section, const char 
 int tidegate_program_info(int fd, struct tidegate_program_info *info);
 int tidegate_test_run(int fd, const void *in, __u32 in_size, void *out, __u32 *out_size, __u32 repeat,
                       __u32 *retval, __u32 *duration);
+int tidegate_live_run(int fd, const void *in, __u32 in_size, __u32 repeat, __u32 batch);
 int tidegate_program_name(__u32 id, char *name);
 int tidegate_link_xdp(int program, int ifindex, __u32 flags);
 int tidegate_try_xdp(int program, int ifindex);

@@ -161,6 +161,12 @@ class Program:
         check(result, f"program {self.name}: test run with {len(packet)} bytes")
         return RunResult(retval[0], bytes(ffi.buffer(output, size[0])), duration[0])
 
+    def live_run(self, packet: bytes, *, repeat: int, batch: int = 64) -> None:
+        """Run an XDP program on ``packet`` so many times, with frames that go where it sends them (Linux 5.18)."""
+        start_log()
+        result = lib.tidegate_live_run(self.fd, packet, len(packet), repeat, batch)
+        check(result, f"program {self.name}: live run with {len(packet)} bytes")
+
 
 class BpfObject:
     """A compiled object: opened, configured, loaded, and closed with all that it attached."""

@@ -166,13 +166,6 @@ static __always_inline __u32 find(struct judgment *of, __u32 is_syn)
 	if (is_syn && syns_are_limited) {
 		of->first = RATELIMIT_DIMENSION_SYN;
 		of->asking = source_of(&ratelimit_syns, 0, &of->narrow, policy, of->state, of->now);
-		of->known = bpf_map_lookup_elem(&ratelimit_sources, &of->narrow);
-		of->is_known = of->known != 0;
-		if (has_wide) {
-			of->asking_wide =
-			    source_of(&ratelimit_syns, 0, &of->wide, policy, of->state, of->now);
-			of->known_wide = bpf_map_lookup_elem(&ratelimit_sources, &of->wide);
-		}
 		return has_wide;
 	}
 	of->is_known = 1;
@@ -180,6 +173,31 @@ static __always_inline __u32 find(struct judgment *of, __u32 is_syn)
 	if (has_wide)
 		of->known_wide = source_of(&ratelimit_sources, 1, &of->wide, policy, of->state, of->now);
 	return has_wide;
+}
+
+/* The rest of a SYN's entries, once its own bucket lets it pass: in a flood most end before. */
+static __always_inline void find_rest(struct judgment *of, __u32 has_wide)
+{
+	of->known = bpf_map_lookup_elem(&ratelimit_sources, &of->narrow);
+	of->is_known = of->known != 0;
+	if (!has_wide)
+		return;
+	of->asking_wide = source_of(&ratelimit_syns, 0, &of->wide, of->policy, of->state, of->now);
+	of->known_wide = bpf_map_lookup_elem(&ratelimit_sources, &of->wide);
+}
+
+/* Judge a packet that is on no list. */
+static __always_inline __u32 judge_source(struct judgment *of, __u32 has_wide)
+{
+	struct bucket bucket;
+
+	if (of->first == RATELIMIT_DIMENSION_SYN) {
+		bucket_of(of, 0, RATELIMIT_DIMENSION_SYN, &bucket);
+		if (refuses(&bucket, of->state, of->now))
+			return RATELIMIT_REASON_SYN;
+		find_rest(of, has_wide);
+	}
+	return judge(of, 1 + has_wide);
 }
 
 static __always_inline __u32 reason_of(struct xdp_md *ctx, const struct ratelimit_state *state, __u64 now,
@@ -211,7 +229,7 @@ static __always_inline __u32 reason_of(struct xdp_md *ctx, const struct ratelimi
 	case RATELIMIT_LISTED_BANNED:
 		return RATELIMIT_REASON_BANNED;
 	}
-	reason = judge(&of, 1 + has_wide);
+	reason = judge_source(&of, has_wide);
 	if (entry) {
 		__sync_fetch_and_add(&entry->packets, 1);
 		if (reason != RATELIMIT_REASON_WITHIN)

@@ -18,7 +18,7 @@ C_FILES := bench/*.c lab/*.c bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 
-.PHONY: help setup packages build run test test-kernels unit lint format layouts lab lab-nginx bench clean
+.PHONY: help setup packages build run test test-kernels unit lint format layouts lab lab-nginx lab-flood bench clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ test-kernels: setup ## boot other kernels under emulation and try the agent ther
 	@$(BIN)/pytest -m vm
 
 test test-kernels bench: PACKAGES += $(TEST_PACKAGES)
-lab-nginx: PACKAGES += nginx
+lab-nginx lab-flood: PACKAGES += nginx
 
 unit: setup ## the tests that need no privilege
 	@$(BIN)/pytest -m unit
@@ -43,6 +43,9 @@ lab: setup ## the gateway of the story in network namespaces, with live traffic 
 
 lab-nginx: setup ## only a real nginx with one broken keep-alive, under load: try 'tidegate advise' (root)
 	@exec $(BIN)/python -m lab --nginx
+
+lab-flood: setup ## a gateway with the limiter, under a flood of spoofed SYNs: try 'tidegate ratelimit mode' (root)
+	@exec $(BIN)/python -m lab --flood
 
 bench: setup ## measure the figures of docs/performance.md (root)
 	@$(BIN)/python -m bench

@@ -46,8 +46,8 @@ def costs() -> Iterator[Figure]:
                 f"{statistics.median(net):.0f} ns",
                 target,
                 f"median of {ROUNDS} test runs of {RUNS:,} packets by turns with a program that does nothing, "
-                f"less what that takes: {statistics.median(whole):.0f} and {statistics.median(empty):.0f} ns, with the "
-                f"making of each packet; {min(net)} to {max(net)} ns",
+                f"less what that takes: {statistics.median(whole):.0f} and {statistics.median(empty):.0f} ns, the "
+                f"making of each packet included; {min(net)} to {max(net)} ns",
             )
 
 

@@ -11,6 +11,7 @@ import signal
 import time
 from types import FrameType
 
+from lab import flooded
 from lab.gateway import Gateway
 from lab.lab import Lab, Service
 from lab.results import Plan, Results, Step
@@ -78,6 +79,11 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="only the real nginx of the story, whose keep-alive works for one of its two upstreams",
     )
+    parser.add_argument(
+        "--flood",
+        action="store_true",
+        help="only a gateway with the limiter, its clients, and a flood of spoofed SYNs",
+    )
     parser.add_argument("--every", type=float, default=3.0, help="seconds between two totals")
     return parser.parse_args()
 
@@ -115,6 +121,9 @@ def main() -> None:
     options = arguments()
     interrupt_this_process_alone()
     with contextlib.suppress(KeyboardInterrupt), Lab() as lab:
+        if options.flood:
+            flooded.story(lab, options.rounds, options.every)
+            return
         if options.nginx:
             story(lab, options)
             return

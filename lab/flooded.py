@@ -3,22 +3,36 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lab.flood import Flooding, Kind, Plan, into
 from lab.gateway import Nginx, Visitors
 from lab.lab import Lab
 from lab.network import enter, set_sysctls
+from tidegate.ratelimit.running import remove_leftovers
 
 PORT = 80
 GOOD = 8
+#: With it the 1,024 cells that all sources share who aren't known let through 5,120 SYNs a second, which the
+#: listener's queue can take.
+RATE_LIMIT = (
+    "interfaces: [eth0], max_sources: 4096, sketch_cells: 1024, allow: [10.0.0.40], "
+    "default: {syn: {rate: 5/s, burst: 10}, packets: {rate: 2000/s, burst: 4000}}"
+)
 #: Half-open connections that the listener keeps, each for three seconds.
 BACKLOG = 49_152
 SERVERS = f"server {{ listen {PORT} backlog={BACKLOG}; location / {{ return 204; }} }}"
+#: SYNs a second: a core has time for four times as many.
+FLOOD = 200_000
+_TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
 _SYSCTLS = {
     "net.core.somaxconn": str(BACKLOG),
     "net.ipv4.tcp_max_syn_backlog": str(BACKLOG),
@@ -111,6 +125,49 @@ class FloodedGateway:
         shown = _run(enter(namespace, ["ip", "-statistics", "-json", "link", "show", interface]))
         found: dict[str, dict[str, int]] = json.loads(shown)[0]["stats64"]
         return found
+
+
+@contextmanager
+def agent(gateway: FloodedGateway, directory: Path) -> Iterator[Path]:
+    """Run the agent at the gateway, in monitor mode to begin with; yields its control socket."""
+    socket, config = directory / "control.sock", directory / "tidegate.yaml"
+    config.write_text(
+        f"control: {{socket: '{socket}'}}\n"
+        f"rate_limit: {{{RATE_LIMIT}}}\n"
+        f"audit: {{file: {directory}/audit.jsonl}}\n",
+        encoding="utf-8",
+    )
+    process = gateway.host.popen([_TIDEGATE, "run", "-c", str(config)], start_new_session=True)
+    try:
+        yield socket
+    finally:
+        process.terminate()
+        process.wait()
+        remove_leftovers()
+
+
+def story(lab: Lab, rounds: int | None, every: float) -> None:
+    """Flood the gateway, and tell each few seconds who has been served and what the limiter has counted."""
+    gateway = FloodedGateway(lab)
+    with TemporaryDirectory(prefix="tglab-") as directory, agent(gateway, Path(directory)) as socket:
+        options = f"--socket {socket}"
+        print(
+            f"{GOOD} clients and the friend 10.0.0.40, who is on the allow list, call {gateway.host.v4}:{PORT}; "
+            f"{FLOOD:,} SYNs a second of 1,000,000 spoofed sources. In another terminal:\n"
+            f"  tidegate ratelimit mode enforce --for 30s --yes {options}\n"
+            f"  tidegate ratelimit mode monitor {options}\n  tidegate ratelimit top {options}\nend with Ctrl-C\n",
+            flush=True,
+        )
+        with gateway.flooded(FLOOD):
+            for n in itertools.count(1) if rounds is None else range(1, rounds + 1):
+                count = max(round(every * 4), 1)
+                *clients, friend = (
+                    visitor.results()["/"].get("204", 0) for visitor in gateway.visit(count, patience=0.9)
+                )
+                print(
+                    f"\nround {n}: clients {sum(clients)} of {count * GOOD} requests, friend {friend} of {count}"
+                )
+                subprocess.run([_TIDEGATE, "ratelimit", "status", *options.split()], check=False)
 
 
 def _run(command: list[str], text: str | None = None) -> str:

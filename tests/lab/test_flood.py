@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from lab.flood import Flooding, Kind, into
-from lab.flooded import GOOD, PORT, FloodedGateway
+from lab.flooded import FLOOD, GOOD, PORT, RATE_LIMIT, FloodedGateway
 from lab.gateway import Visitors
 from lab.lab import Lab
 from tests.lab.remains import wait_until
@@ -30,12 +30,8 @@ from tidegate.ratelimit.policy import compiled
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 assert nothing_left  # a fixture
 
-#: What unknown sources may send in all, as they share 1,024 cells, is what the listener's queue can take.
-POLICY = (
-    "interfaces: [eth0], mode: enforce, max_sources: 4096, sketch_cells: 1024, allow: [10.0.0.40], "
-    "default: {syn: {rate: 5/s, burst: 10}, packets: {rate: 2000/s, burst: 4000}}"
-)
-RATE, SOURCES = 200_000, 1_000_000
+POLICY = f"mode: enforce, {RATE_LIMIT}"
+SOURCES = 1_000_000
 ANSWERED = "204"
 
 
@@ -110,7 +106,7 @@ def test_who_belongs_is_served_in_a_flood_also_when_the_agent_is_killed(lab: Lab
         wait_until(lambda: bool(answers(gateway.visit(1))) and counted()["pass", "within"] > 0, "port 80 judged")
         assert answers(gateway.visit(2)) == served(2)
         before = balance(gateway)
-        with gateway.flooded(RATE) as flooding:
+        with gateway.flooded(FLOOD) as flooding:
             assert answers(gateway.visit(40)) == served(40)
             agent.process.send_signal(signal.SIGKILL)
             killed, dropped = time.monotonic(), counted()["drop", "syn"]
@@ -129,11 +125,11 @@ def test_who_belongs_is_served_in_a_flood_also_when_the_agent_is_killed(lab: Lab
         assert judged + lost == sent + bridged
     # Tidegate locks nobody out: with the kernel's own means all are served.
     gateway.cookies(on=True)
-    with gateway.flooded(RATE / 5):
+    with gateway.flooded(FLOOD / 5):
         assert answers(gateway.visit(4)) == served(4)
     gateway.cookies(on=False)
 
-    with GatewayAgent(gateway.host, tmp_path, POLICY), gateway.flooded(RATE):
+    with GatewayAgent(gateway.host, tmp_path, POLICY), gateway.flooded(FLOOD):
         dropped = counted()["drop", "syn"]
         assert answers(gateway.visit(12)) == served(12)
         assert counted()["drop", "syn"] > dropped
@@ -152,7 +148,7 @@ def test_a_thousand_swaps_in_a_flood_leave_no_packet_unjudged(lab: Lab, tmp_path
         assert bpf.pin_maps(PINS, SHARED) == []
         maps = LimiterMaps(bpf.load(), 1)
         before, reasons = balance(gateway), counted()
-        with gateway.flooded(RATE) as flooding:
+        with gateway.flooded(FLOOD) as flooding:
             for n in range(1000):
                 maps.put_in_force(made[n % 2].policies, made[n % 2].ports, anew=True)
         sent = flooding.results().packets

@@ -36,7 +36,7 @@ limit_req_log_level info;
 server {{
     listen {PORT};
     keepalive_requests 100000000;
-    location / {{ limit_req zone=one; return 204; }}
+    location / {{ limit_req zone=one; try_files /none =204; }}
 }}
 """
 TIDEGATE, NOBODY, DROP, ITSELF = "Tidegate", "no rule", "XDP_DROP", "the generator alone"

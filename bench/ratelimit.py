@@ -26,9 +26,11 @@ TABLES = {Kind.SYN: "ratelimit_syns", Kind.ACK: "ratelimit_sources"}
 FIRST, PLACES, NEVER_SEEN = "1.0.0.0", 1_048_576, 100_000_000
 
 
-def figures(_: Path) -> list[Figure]:
+def figures(_: Path) -> Iterator[Figure]:
     """Measure all."""
-    return [*costs(), full_table(), *flood.figures()]
+    yield from costs()
+    yield full_table()
+    yield from flood.figures()
 
 
 def costs() -> Iterator[Figure]:

@@ -19,22 +19,32 @@ char LICENSE[] SEC("license") = "GPL";
 #define PASS 1
 
 /* include/uapi/asm-generic/errno.h */
-#define ECONNRESET 104
+#define ENETUNREACH  101
+#define ECONNRESET   104
+#define ETIMEDOUT    110
+#define EHOSTUNREACH 113
 
 #define METHOD 3
 
-/* Whether payload begins with a method of HTTP, and not with more of a body whose answer has come early. */
-static __always_inline int begins_request(struct __sk_buff *skb, __u32 at)
+enum start {
+	START_OTHER,   /* as more of a body whose answer has come early */
+	START_REQUEST, /* a method of HTTP/1 */
+	START_HTTP2,   /* PRI, of HTTP/2 (RFC 9113, section 3.4) */
+};
+
+static __always_inline enum start start_of(struct __sk_buff *skb, __u32 at)
 {
 	__u8 start[METHOD];
 	int i;
 
 	if (bpf_skb_load_bytes(skb, at, start, METHOD))
-		return 0;
+		return START_OTHER;
+	if (start[0] == 'P' && start[1] == 'R' && start[2] == 'I')
+		return START_HTTP2;
 	for (i = 0; i < METHOD; i++)
 		if (start[i] < 'A' || start[i] > 'Z')
-			return 0;
-	return 1;
+			return START_OTHER;
+	return START_REQUEST;
 }
 
 /* A request goes out: from where on its answer is expected. Bytes that were sent before are sent again. */
@@ -43,7 +53,10 @@ static __always_inline void on_sent(struct __sk_buff *skb, struct http_socket *s
 {
 	__u32 end = segment->seq + segment->length, again = 0;
 
-	if (socket->has_sent) {
+	if (!socket->has_sent && start_of(skb, segment->at) == START_HTTP2) {
+		leave(socket);
+		socket->timeout_ns = 0; /* not all that is sent is a request */
+	} else if (socket->has_sent) {
 		if ((__s32)(end - socket->sent_to) <= 0)
 			return;
 		again = socket->sent_to - segment->seq;
@@ -55,7 +68,7 @@ static __always_inline void on_sent(struct __sk_buff *skb, struct http_socket *s
 	/* More of the same request, unless something came back meanwhile. */
 	if (socket->is_waiting && socket->expected == segment->ack)
 		return;
-	if (socket->is_http && !socket->is_off && !begins_request(skb, segment->at + again))
+	if (socket->is_http && !socket->is_off && start_of(skb, segment->at + again) != START_REQUEST)
 		return;
 	socket->expected = segment->ack;
 	socket->began_ns = bpf_ktime_get_ns();
@@ -81,11 +94,16 @@ int http_out(struct __sk_buff *skb)
 	if (!sk)
 		return PASS;
 	socket = bpf_sk_storage_get(&http_sockets, sk, 0, 0);
-	if (!socket) {
-		if (sk->state == BPF_TCP_SYN_SENT && sk->protocol == IPPROTO_TCP)
-			follow(skb, sk);
+	if (sk->state == BPF_TCP_SYN_SENT && sk->protocol == IPPROTO_TCP) {
+		/* A connection begins; or its SYN is sent again. The socket may have had another one before.
+		 */
+		if (socket)
+			bpf_sk_storage_delete(&http_sockets, sk);
+		follow(skb, sk);
 		return PASS;
 	}
+	if (!socket)
+		return PASS;
 	if (!segment_of(skb, &segment))
 		return PASS;
 	if (segment.length)
@@ -145,6 +163,24 @@ SEC("iter/bpf_sk_storage_map")
 int http_silence(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	return on_waiting(ctx);
+}
+
+/* The kernel gives a connection up on which a request waits. Resets are seen as they arrive. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(http_ended, struct sock *sk, int oldstate, int newstate)
+{
+	struct http_socket *socket;
+	struct tcp_sock *tp;
+
+	if (newstate != TCP_CLOSE || oldstate == TCP_SYN_SENT || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (sk->sk_err != ETIMEDOUT && sk->sk_err != EHOSTUNREACH && sk->sk_err != ENETUNREACH)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	socket = tp ? bpf_sk_storage_get(&http_sockets, tp, 0, 0) : 0;
+	if (socket && socket->is_waiting && !socket->is_told && !socket->is_closing)
+		tell_lost(socket, sk->__sk_common.skc_num, sk->sk_err);
+	return 0;
 }
 
 /* Takes in the connections to endpoints that are open in the network namespace of the reader. */

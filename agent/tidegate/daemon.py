@@ -143,8 +143,8 @@ class Agent:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
             log.warning(
-                "reload: control, services.host_root, locations, signals (not interval), privacy, audit, and of "
-                "rate_limit %s take effect at the next start",
+                "reload: control, services.host_root, locations, signals (not interval), breaker, privacy, audit, "
+                "and of rate_limit %s take effect at the next start",
                 ", ".join(STARTED_WITH),
             )
         log.info("config reloaded")
@@ -167,13 +167,19 @@ class Agent:
     async def _beat(self) -> None:
         """Do what the breaker has to do between two ticks."""
         while self._breaker is not None:
-            self._breaker.beat()
+            try:
+                self._breaker.beat()
+            except (TidegateError, OSError) as error:
+                log.error("breaker: what is due by the clock could not be done, and is tried again: %s", error)
             await asyncio.sleep(BEAT)
 
     def _view(self, measurement: Measurement, ticks: Ticks) -> View:
         view = self._advisor.judge(measurement.measure(ticks))
         if self._breaker is not None:
-            view = msgspec.structs.replace(view, pools=self._breaker.tick(view))
+            try:
+                view = msgspec.structs.replace(view, pools=self._breaker.tick(view))
+            except (TidegateError, OSError) as error:
+                log.error("breaker: a tick could not be done, the next one tries again: %s", error)
             measurement.name(self._breaker.names())
         if self._limiter is None:
             return view
@@ -206,7 +212,7 @@ def _for_the_next_start(config: Config) -> tuple[object, ...]:
     signals = msgspec.structs.replace(config.signals, interval=Signals().interval)
     limiter = [getattr(config.rate_limit, name) for name in STARTED_WITH]
     observing = config.control, signals, config.services.host_root, config.locations
-    return *observing, *limiter, config.privacy, config.audit
+    return *observing, *limiter, config.breaker, config.privacy, config.audit
 
 
 def with_health(view: View, losses: Mapping[str, int], maps: Mapping[str, MapHealth]) -> View:

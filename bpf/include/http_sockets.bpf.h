@@ -177,8 +177,9 @@ static __always_inline int is_silent(const struct http_socket *socket)
 	       bpf_ktime_get_ns() - socket->began_ns >= socket->timeout_ns;
 }
 
-/* A request has waited too long. Not by the scratch: the walk may be interrupted by a packet. */
-static __always_inline void tell_silence(struct http_socket *socket, __u16 source_port)
+/* An event on a request that waits. Not by the scratch: a packet may come between. */
+static __always_inline void tell_waiting(struct http_socket *socket, __u16 source_port, __u32 evidence,
+					 __u32 error)
 {
 	/* On the stack: before 5.15 an iterator's own memory is no key. */
 	struct pool_key key = socket->key.endpoint;
@@ -190,9 +191,20 @@ static __always_inline void tell_silence(struct http_socket *socket, __u16 sourc
 		return;
 	event->age_ns = event->at_ns - socket->began_ns;
 	event->cgroup = socket->key.cgroup;
-	event->evidence = POOL_EVIDENCE_SILENCE;
+	event->evidence = evidence;
+	event->error = error;
 	event->source_port = source_port;
 	bpf_ringbuf_submit(event, 0);
+}
+
+static __always_inline void tell_silence(struct http_socket *socket, __u16 source_port)
+{
+	tell_waiting(socket, source_port, POOL_EVIDENCE_SILENCE, 0);
+}
+
+static __always_inline void tell_lost(struct http_socket *socket, __u16 source_port, __u32 error)
+{
+	tell_waiting(socket, source_port, POOL_EVIDENCE_RESET, error);
 }
 
 static __always_inline int on_waiting(struct bpf_iter__bpf_sk_storage_map *ctx)
@@ -236,6 +248,24 @@ static __always_inline void count_status(struct __sk_buff *skb, struct http_sock
 		__sync_fetch_and_add(&counts->answered, 1);
 }
 
+/* It speaks another protocol: how long a request waits is all that is looked at. */
+static __always_inline void leave(struct http_socket *socket)
+{
+	struct pool_counts *counts = own_counts(socket);
+
+	socket->is_off = 1;
+	if (counts)
+		counts->is_encrypted = 1;
+}
+
+/* Whether what is there of an answer may be the beginning of one of HTTP/1. */
+static __always_inline int may_be_http(struct __sk_buff *skb, __u32 at)
+{
+	char first;
+
+	return !bpf_skb_load_bytes(skb, at, &first, sizeof(first)) && first == 'H';
+}
+
 /* What came is no answer of HTTP/1. A connection that has spoken it before may do again. */
 static __always_inline void not_http(struct http_socket *socket)
 {
@@ -246,10 +276,10 @@ static __always_inline void not_http(struct http_socket *socket)
 		pool_lose(POOL_LOSS_UNREAD);
 		return;
 	}
-	socket->is_off = 1;
+	leave(socket);
 	counts = own_counts(socket);
 	if (counts)
-		counts->is_encrypted = 1;
+		__sync_fetch_and_add(&counts->answered, 1);
 }
 
 /* An answer that nobody can read. */
@@ -271,6 +301,10 @@ static __always_inline void on_answer(struct __sk_buff *skb, struct http_socket 
 	int tries;
 
 	for (tries = 0; tries < 2; tries++) {
+		if (!tries && length < sizeof(line) && !socket->is_http && !may_be_http(skb, at)) {
+			not_http(socket);
+			return;
+		}
 		if (length < sizeof(line) || bpf_skb_load_bytes(skb, at, &line, sizeof(line))) {
 			pool_lose(POOL_LOSS_UNREAD);
 			socket->is_waiting = 0;
@@ -291,7 +325,8 @@ static __always_inline void on_answer(struct __sk_buff *skb, struct http_socket 
 		count_status(skb, socket, status, at, length);
 		if (status >= 200 || status == SWITCHING) {
 			socket->is_waiting = 0;
-			socket->is_off |= status == SWITCHING; /* to another protocol */
+			if (status == SWITCHING) /* to another protocol, in which nobody owes an answer */
+				socket->is_off = 1, socket->timeout_ns = 0;
 			return;
 		}
 		/* An interim answer: the real one comes behind it. */

@@ -27,9 +27,9 @@ static void count_connected(const struct tcp_socket *socket)
 		__sync_fetch_and_add(&counts->connected, 1);
 }
 
-/* A connect came to nothing, or an established connection died of old age. */
+/* A connect came to nothing. */
 static void tell_failure(const struct sock *sk, const struct tcp_sock *tp, const struct tcp_socket *socket,
-			 enum pool_evidence evidence, __u32 code)
+			 __u32 failure)
 {
 	struct pool_counts *counts;
 	struct pool_event *event;
@@ -44,10 +44,10 @@ static void tell_failure(const struct sock *sk, const struct tcp_sock *tp, const
 		return;
 	event->age_ns = event->at_ns - socket->connection.syn_ns;
 	event->cgroup = socket->connection.key.cgroup;
-	event->evidence = evidence;
-	event->code = code;
+	event->evidence = POOL_EVIDENCE_CONNECT;
+	event->code = failure;
 	event->error = sk->sk_err;
-	if (evidence == POOL_EVIDENCE_CONNECT && tp->segs_out - socket->segs_out > 1)
+	if (tp->segs_out - socket->segs_out > 1)
 		event->retransmits = tp->segs_out - socket->segs_out - 1;
 	event->source_port = bpf_ntohs(((const struct inet_sock *)tp)->inet_sport);
 	bpf_ringbuf_submit(event, 0);

@@ -62,8 +62,6 @@ static void end_established(const struct sock *sk, const struct tcp_sock *tp, st
 	close(known);
 	if (has(known, EVENT_CONNECT) && sk->sk_err == ECONNRESET && !tp->bytes_received)
 		fail(known, TCP_FAILURE_RESET);
-	if (sk->sk_err == ETIMEDOUT)
-		tell_failure(sk, tp, known, POOL_EVIDENCE_RESET, 0);
 }
 
 static void count_at_event(const struct tcp_sock *tp, struct tcp_socket *known, int is_last)
@@ -102,7 +100,7 @@ static void end(const struct sock *sk, const struct tcp_sock *tp, struct tcp_soc
 	} else if ((oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV) && !tp->bytes_acked) {
 		failure = is_late ? late_failure_of(sk, tp) : failure_of(sk, tp, known);
 		fail(known, failure);
-		tell_failure(sk, tp, known, POOL_EVIDENCE_CONNECT, failure);
+		tell_failure(sk, tp, known, failure);
 	} else {
 		establish_late(known);
 		end_established(sk, tp, known);

@@ -332,7 +332,7 @@ def test_silence_is_told_once_a_request_and_under_tls_too(watching: Watching) ->
     with pytest.raises(ConnectionResetError):
         client.recv(1)
     assert watching.told() == []  # the same request fails once
-    assert watching.http.endpoints.seen()[watching.endpoint].answered == 1  # the first said that it is TLS
+    assert watching.http.endpoints.seen()[watching.endpoint].answered == 2
 
 
 def test_connections_that_are_open_already_are_followed(watching: Watching) -> None:
@@ -409,3 +409,50 @@ def test_the_counts_of_an_endpoint_are_its_own(watching: Watching) -> None:
     exchange(client, served, OK)
     watching.watch(timeout=1.0)
     assert watching.http.endpoints.seen()[watching.endpoint] == Seen(1, 1, 0, False)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"+PONG\r\n", b"\x00\x00\x00\x04\x01\x00\x00\x00\x00", b"* OK ready, tell me more\r\n"]
+)
+def test_answers_of_other_protocols_are_answers(watching: Watching, answer: bytes) -> None:
+    watching.watch()
+    client, served = watching.connect()
+    for _ in range(3):
+        exchange(client, served, answer, request=b"PING\r\n")
+    seen = watching.http.endpoints.seen()[watching.endpoint]
+    assert (seen.answered, seen.is_encrypted) == (3, True)
+    assert watching.http.endpoints.losses()["pool_unread"] == 0
+
+
+def test_nobody_owes_an_answer_in_http_2_and_after_an_upgrade(watching: Watching) -> None:
+    watching.watch(timeout=0.1)
+    client, served = watching.connect()
+    exchange(client, served, bytes(9), request=b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    client.sendall(bytes(13))  # WINDOW_UPDATE
+    upgraded, switched = watching.connect()
+    exchange(upgraded, switched, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
+    upgraded.sendall(b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58")
+    time.sleep(0.2)
+    watching.http.find_silence()
+    assert watching.told() == []
+    assert watching.http.endpoints.seen()[watching.endpoint].is_encrypted
+
+
+def test_a_socket_that_connects_again_is_followed_to_where_it_goes(watching: Watching) -> None:
+    family = watching.server.family
+    with socket.socket(family) as closed:
+        closed.bind((str(watching.endpoint.address), 0))
+        nobody = Endpoint(watching.endpoint.address, closed.getsockname()[1])
+    watching.http.watch({watching.endpoint: 0.0, nobody: 0.0})
+    with socket.socket(family) as client:
+        with pytest.raises(ConnectionRefusedError):
+            client.connect((str(nobody.address), nobody.port))
+        client.connect((str(watching.endpoint.address), watching.endpoint.port))
+        served, _ = watching.server.accept()
+        with served:
+            exchange(client, served, failed(503))
+    told = watching.http.endpoints.evidence()
+    assert [(one.endpoint, one.evidence) for one in told] == [
+        (nobody, PoolEvidence.CONNECT),
+        (watching.endpoint, PoolEvidence.RESPONSE),
+    ]

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -108,3 +111,49 @@ def test_every_response_is_counted_once(
     assert {one.code for one in told} == {500, 503}
     assert watch.endpoints.seen()[endpoint].answered == sum(statuses.values()) - failures
     assert (lost["pool_unread"], lost["pool_rows"], lost["pool_sockets"]) == (0, 0, 0)
+
+
+#: Keeps two connections, sends a request over one once told so, and prints what becomes of both.
+_PATIENT = """
+import errno, socket, sys
+def connected():
+    made = socket.create_connection((sys.argv[1], 5000))
+    made.sendall(b"GET /fine HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+    assert made.recv(4096).startswith(b"HTTP/1.1 200")
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 400)
+    return made
+waiting, idle = connected(), connected()
+idle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+    idle.setsockopt(socket.IPPROTO_TCP, option, 1)
+print("ready", flush=True)
+sys.stdin.readline()
+waiting.sendall(b"GET /fine HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+for kept in (waiting, idle):
+    try:
+        kept.recv(1)
+    except OSError as error:
+        print(errno.errorcode[error.errno], flush=True)
+"""
+
+
+def test_a_connection_that_the_kernel_gives_up_speaks_against_it_where_a_request_waits(
+    lab: Lab, watch: HttpWatch
+) -> None:
+    gateway, inventory = lab.host("gateway", 16), lab.host("inventory", 6)
+    watch.watch({Endpoint(ip_address(inventory.v4), PORT): 0.0})
+    Nginx(inventory, "inventory", UPSTREAM.replace("LARGE", "/dev/null"))
+    client = gateway.popen(
+        [sys.executable, "-c", _PATIENT, inventory.v4], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    assert client.stdout.readline() == "ready\n"
+    inventory.lose(99.9)
+    client.stdin.write("\n")
+    client.stdin.flush()
+    assert [client.stdout.readline() for _ in range(2)] == ["ETIMEDOUT\n"] * 2
+    inventory.lose(0)
+    (one,) = watch.endpoints.evidence()
+    assert (one.evidence, one.error) == (PoolEvidence.RESET, errno.ETIMEDOUT)
+    assert one.age_ns < 30 * 10**9

@@ -88,7 +88,6 @@ class Breaker:
         self._at: dict[tuple[str, str], kernel.Endpoint] = {}
         self._counted: dict[kernel.Endpoint, kernel.Seen] = {}
         self._charged: Counter[str] = Counter()
-        self._failed_slowly: Counter[kernel.Endpoint] = Counter()
         self._ways, self._repeats = Ways(), Repeats(REPEATED)
         self._before: View | None = None
         self._wanted: Mapping[str, Pool] | None = pools
@@ -110,20 +109,34 @@ class Breaker:
     def read(self) -> None:
         """Take what the kernel has told, and do what follows."""
         with self._turn:
-            now = self._clock()
-            self._begin_trials(now)
-            decisions: list[Decision] = []
-            for told in self._http.endpoints.evidence():
+            self._follow_up(self._gather(self._clock()))
+
+    def _gather(self, now: float, *, all_successes: bool = False) -> list[Decision]:
+        """Take what was told, and with it the successes before each; all of them only where that is asked.
+
+        What is read first is taken last, so that a success that came before a failure is never counted after it,
+        and a trial is known before what came of it.
+        """
+        seen = self._http.endpoints.seen() if all_successes else {}
+        evidence = self._http.endpoints.evidence()
+        self._begin_trials(now)
+        decisions: list[Decision] = []
+        for told in evidence:
+            try:
                 decisions += self._take(told, now)
-            self._follow_up(decisions)
+            except TidegateError as error:
+                log.error("breaker: what was seen of %s isn't charged: %s", told.endpoint, error)
+        for endpoint, counted in seen.items():
+            decisions += self._count(endpoint, counted, now)
+        return decisions
 
     def beat(self) -> None:
         """Do what is due by the clock alone; to be called several times a second."""
         with self._turn:
             now = self._clock()
-            if now - self._renewed >= _RENEWED and self._driver is not None:
-                self._renewed = now
+            if self._driver is not None and now - self._renewed >= _RENEWED:
                 self._driver.renew()
+                self._renewed = now
             if now - self._listened >= _LISTENED and any(
                 member.policy.response_timeout for member in self._members.values()
             ):
@@ -143,10 +156,8 @@ class Breaker:
             decisions = [*self._engine.vitals(vitals_of(view, self._before), now)]
             self._before = view
             self._ways.read(view.endpoints, frozenset(str(endpoint) for endpoint in self._of))
-            slow = self._slow()
-            for endpoint, seen in self._http.endpoints.seen().items():
-                decisions += self._count(endpoint, seen, now, slow.get(endpoint))
-            self._begin_trials(now)
+            decisions += self._gather(now, all_successes=True)
+            self._time()
             self._follow_up(decisions)
             if self._driver is not None:
                 self._driver.follow(self._cgroups())
@@ -171,31 +182,25 @@ class Breaker:
         decisions = [*self._count(told.endpoint, seen, at)]
         charge = event_of(evidence_of(told, pool, name), self._members[pool].policy, at)
         self._charged[charge.row] += 1
-        threshold = self._members[pool].policy.slow_response_threshold
-        if charge.event is not None and threshold is not None and (charge.event.seconds or 0.0) >= threshold:
-            self._failed_slowly[told.endpoint] += 1
         if charge.event is not None:
             decisions += self._engine.observe(charge.event, at)
         else:
-            self._engine.pool(pool).release(name)
+            self._engine.pool(pool).release(name, began=at - told.age_ns / 1e9)
         return decisions
 
-    def _slow(self) -> dict[kernel.Endpoint, int]:
-        """Count the slow answers since the last tick, where that is asked for, but for those told as failures."""
-        thresholds = {
-            endpoint: self._members[pool].policy.slow_response_threshold
-            for endpoint, (pool, _) in self._of.items()
+    def _time(self) -> None:
+        """Tell the engine of the answers since the last tick that were slow, where that is asked."""
+        asked = {
+            (pool, name): self._members[pool].policy.slow_response_threshold for pool, name in self._of.values()
         }
-        asked = {endpoint: seconds for endpoint, seconds in thresholds.items() if seconds is not None}
-        found = self._http.slow({str(endpoint): seconds for endpoint, seconds in asked.items()})
-        slow = {endpoint: max(found[str(endpoint)] - self._failed_slowly[endpoint], 0) for endpoint in asked}
-        self._failed_slowly.clear()
-        return slow
+        wanted = {name: seconds for (_, name), seconds in asked.items() if seconds is not None}
+        found = self._http.timed(wanted)
+        for (pool, name), seconds in asked.items():
+            if seconds is not None:
+                self._engine.pool(pool).timed(name, *found[name])
 
-    def _count(
-        self, endpoint: kernel.Endpoint, seen: kernel.Seen, now: float, slow: int | None = None
-    ) -> Iterable[Decision]:
-        """Tell the engine of the successes since the last time, ``slow`` ones among them where that was asked."""
+    def _count(self, endpoint: kernel.Endpoint, seen: kernel.Seen, now: float) -> Iterable[Decision]:
+        """Tell the engine of the successes since the last time."""
         if endpoint not in self._of:
             return ()
         pool, name = self._of[endpoint]
@@ -207,21 +212,9 @@ class Breaker:
         decisions: list[Decision] = []
         if connected > 0:
             decisions += self._engine.observe(Event(pool, name, Kind.CONNECT_OK, count=connected), now)
-        if answered > 0 and seen.is_encrypted:
-            decisions += self._engine.observe(Event(pool, name, Kind.ANSWERED, count=answered), now)
-        elif answered > 0:
-            decisions += self._answers(pool, name, answered, slow, now)
-        return decisions
-
-    def _answers(self, pool: str, name: str, count: int, slow: int | None, now: float) -> Iterable[Decision]:
-        if slow is None:
-            return self._engine.observe(Event(pool, name, Kind.HTTP, code=200, count=count), now)
-        decisions: list[Decision] = []
-        threshold = self._members[pool].policy.slow_response_threshold
-        for number, seconds in ((min(slow, count), threshold), (count - min(slow, count), 0.0)):
-            if number:
-                event = Event(pool, name, Kind.HTTP, code=200, count=number, seconds=seconds)
-                decisions += self._engine.observe(event, now)
+        if answered > 0:
+            kind, code = (Kind.ANSWERED, None) if seen.is_encrypted else (Kind.HTTP, 200)
+            decisions += self._engine.observe(Event(pool, name, kind, code=code, count=answered), now)
         return decisions
 
     def _begin_trials(self, now: float) -> None:
@@ -233,16 +226,20 @@ class Breaker:
                     self._engine.pool(pool).acquire(name, now)
 
     def _sweep(self, now: float) -> None:
+        decisions = self._gather(now, all_successes=True)
         for pool, member in self._members.items():
             found = self._engine.pool(pool)
             if found.next_sweep <= now:
                 found.measure(self._ways.since_last(member.endpoints))
-        self._follow_up(self._engine.sweep(now))
+        self._follow_up([*decisions, *self._engine.sweep(now)])
 
     # What people change.
 
-    def change(self, how: str, pool: str, endpoint: str, *, force: bool, by: Actor) -> None:
-        """Open, close or reset the circuit of an endpoint; raises UsageError for what can't be."""
+    def change(self, how: str, pool: str, endpoint: str, *, force: bool, by: Actor) -> str:
+        """Open, close or reset the circuit of an endpoint; raises UsageError for what can't be.
+
+        Returns why nothing comes of it, or an empty string.
+        """
         with self._turn:
             now, found = self._clock(), self._engine.pool(pool)
             if how == "open":
@@ -250,6 +247,11 @@ class Breaker:
             else:
                 decisions = found.close(endpoint, now) if how == "close" else found.reset(endpoint, now)
             self._follow_up(decisions, by)
+            if any(not decision.enforced for decision in decisions):
+                return f"the pool's mode is {self._members[pool].policy.mode}"
+            if self._driver is None or not self._drives(pool):
+                return "no driver keeps callers from it"
+            return ""
 
     def rows(self) -> tuple[PoolRow, ...]:
         """Return what there is to show of all pools."""

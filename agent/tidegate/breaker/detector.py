@@ -232,10 +232,17 @@ class Detector:
         taken = ep.permits is not None and ep.permits.take(attempt, now)
         return taken or self._out.panic or not self._out.acts
 
-    def release(self, endpoint: str, attempt: int | None = None) -> None:
-        """Give a permit back: the trial was cancelled, or says nothing."""
+    def timed(self, endpoint: str, answers: int, slow: int) -> None:
+        """Take how many answers there were, and how many of them were slow, where that comes apart from events."""
         ep = self._endpoints.get(endpoint)
-        if ep is not None and ep.permits is not None:
+        if ep is not None and ep.state is _CLOSED and not self._deaf and not self.frozen:
+            ep.timed += answers
+            ep.slow += slow
+
+    def release(self, endpoint: str, attempt: int | None = None, *, began: float | None = None) -> None:
+        """Give a permit back: the trial, that ``began`` then, was cancelled or says nothing."""
+        ep = self._endpoints.get(endpoint)
+        if ep is not None and ep.permits is not None and (began is None or began >= ep.permits.since):
             ep.permits.settle(attempt, success=False)
 
     def _try(self, ep: Endpoint, event: Event, now: float) -> tuple[Decision, ...]:

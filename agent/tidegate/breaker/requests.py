@@ -36,8 +36,8 @@ def methods(breaker: Breaker) -> dict[str, Callable[[Params, Peer], Any]]:
         def change(params: Params, peer: Peer) -> dict[str, str]:
             pool, endpoint = _text(params, "pool"), _text(params, "endpoint")
             by = actor(peer.pid, peer.uid)
-            breaker.change(how, pool, endpoint, force=bool(params.get("force")), by=by)
-            return {"done": f"{pool} {endpoint}: {done}"}
+            but = breaker.change(how, pool, endpoint, force=bool(params.get("force")), by=by)
+            return {"done": f"{pool} {endpoint}: {done}" + (f"; but {but}" if but and how == "open" else "")}
 
         return change
 

@@ -41,13 +41,7 @@ def evidence_of(told: kernel.Evidence, pool: str, endpoint: str) -> Evidence:
             )
         case PoolEvidence.RESPONSE:
             return Evidence(
-                pool,
-                endpoint,
-                Saw.ANSWERED,
-                age=age,
-                status=told.code,
-                by_proxy=is_proxys_own(told.head),
-                seconds=age,
+                pool, endpoint, Saw.ANSWERED, age=age, status=told.code, by_proxy=is_proxys_own(told.head)
             )
         case PoolEvidence.SILENCE:
             return Evidence(pool, endpoint, Saw.WAITING, age=age, unanswered=True)

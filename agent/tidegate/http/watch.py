@@ -83,19 +83,16 @@ class HttpWatch:
             self._rows[key] = self._rows.get(key, _EMPTY).plus(Row(record.counters, record.histograms))
             self._took.setdefault(record.endpoint, Counter()).update(record.histograms[0])
 
-    def slow(self, thresholds: Mapping[str, float]) -> dict[str, int]:
-        """Return how many answers of each of these endpoints took so long (in s) or longer, since the last call.
+    def timed(self, thresholds: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+        """Return how many answers each endpoint gave since the last call, and how many took so long (in s).
 
         To within a slot of the histogram, an eighth of the time.
         """
-        found = {
-            endpoint: sum(
-                count
-                for slot, count in self._took.get(endpoint, {}).items()
-                if slot_edges(slot, RESPONSE.shift)[1] > seconds * 1e9
-            )
-            for endpoint, seconds in thresholds.items()
-        }
+        found = {}
+        for endpoint, seconds in thresholds.items():
+            took = self._took.get(endpoint, Counter())
+            slow = sum(n for slot, n in took.items() if slot_edges(slot, RESPONSE.shift)[1] > seconds * 1e9)
+            found[endpoint] = took.total(), slow
         self._took.clear()
         return found
 

@@ -68,6 +68,8 @@ class FailfastDriver:
             return
         found = 0
         iterator = self._end_idle
+        # Before the walk: an endpoint that goes out meanwhile sets it again.
+        self._may_be_open = False
 
         def visit() -> None:
             nonlocal found
@@ -75,7 +77,8 @@ class FailfastDriver:
 
         run_in_each(list(network_namespaces().values()), visit)
         # No new ones come about, but for trials.
-        self._may_be_open = found > 0 or any(self._granted.values())
+        if found or any(self._granted.values()):
+            self._may_be_open = True
 
     def renew(self) -> None:
         """Have what is refused stay refused until the lease is over."""

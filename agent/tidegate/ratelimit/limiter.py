@@ -123,7 +123,7 @@ class Limiter:
             log.warning("rate limit: %s was not confirmed, back to %s", rolled_back.word, self._modes.mode.word)
         if now - self._read_at >= _READS:
             self._read_at = now
-            self._needed = [address for address in self._surroundings.needed() if _is_address(address)]
+            self._ask_for_needed()
             self._read_lists(now)
         if now - self._looked_at >= _LOOKS:
             self._looked_at = now
@@ -260,6 +260,12 @@ class Limiter:
             self._complaints = complaints
             for complaint in complaints:
                 log.error("rate limit: %s; the last good content stays", complaint)
+
+    def _ask_for_needed(self) -> None:
+        try:
+            self._needed = [address for address in self._surroundings.needed() if _is_address(address)]
+        except TidegateError as error:
+            log.error("rate limit: %s; those that were allowed so far stay", error)
 
     def _look(self) -> None:
         try:

@@ -39,7 +39,7 @@ def listening() -> Listening:
     A UDP socket in the range of ephemeral ports is a client's, and what comes to it are replies. Raises
     UnavailableError where the kernel doesn't answer.
     """
-    from pyroute2 import DiagSocket  # noqa: PLC0415 - takes 20 MB, and is for nodes that limit alone
+    from pyroute2 import DiagSocket, NetlinkError  # noqa: PLC0415 - take 20 MB, for nodes that limit alone
 
     families = socket.AF_INET, socket.AF_INET6
     try:
@@ -52,13 +52,10 @@ def listening() -> Listening:
                 for row in diag.get_sock_stats(family, 1 << _UNCONNECTED, socket.IPPROTO_UDP)
             ]
         low, high = map(int, _RANGE.read_text("ascii").split())
-    except (OSError, ValueError) as error:
+        own = own_addresses(psutil.net_if_addrs()) if forwards() else None
+    except (OSError, ValueError, NetlinkError) as error:
         raise UnavailableError(f"listening sockets: expected them from sock_diag, found: {error}") from error
-    return Listening(
-        reachable(tcp),
-        frozenset(port for port in reachable(udp) if not low <= port <= high),
-        own_addresses(psutil.net_if_addrs()) if forwards() else None,
-    )
+    return Listening(reachable(tcp), frozenset(port for port in reachable(udp) if not low <= port <= high), own)
 
 
 def forwards(root: Path = Path("/proc/sys/net")) -> bool:
@@ -89,7 +86,7 @@ def reachable(sockets: Iterable[Mapping[str, Any]]) -> frozenset[int]:
 
 def gateways() -> list[str]:
     """Return the gateways of the default routes, of all tables."""
-    from pyroute2 import IPRoute  # noqa: PLC0415
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415
 
     found = []
     try:
@@ -98,7 +95,7 @@ def gateways() -> list[str]:
                 for message in route.get_default_routes(family):
                     hops = [message, *(message.get_attr("RTA_MULTIPATH") or ())]
                     found += [hop.get_attr("RTA_GATEWAY") for hop in hops]
-    except OSError as error:
+    except (OSError, NetlinkError) as error:
         raise UnavailableError(f"default routes: expected them from rtnetlink, found: {error}") from error
     return sorted({address for address in found if address})
 

@@ -23,7 +23,7 @@ from tidegate.signals.tcp import endpoint_text
 
 #: Rows that are read at a time.
 BATCH = 256
-_ATTACHED, _ADOPTS = ("http_out", "http_in"), "http_adopt"
+_ATTACHED, _ADOPTS, _ENDED = ("http_out", "http_in"), "http_adopt", "http_ended"
 
 
 def sizes(max_rows: int) -> dict[str, int]:
@@ -54,7 +54,8 @@ def _load(max_rows: int, shared: Mapping[str, Map] | None, *, adopts: bool) -> B
             bpf.share({name: shared[name] for name in SHARED})
         bpf.resize(sizes(max_rows))
         if not adopts:
-            bpf.programs[_ADOPTS].skip()
+            for name in (_ADOPTS, _ENDED):
+                bpf.programs[name].skip()
         return bpf.load({"http_rows": (layouts.HTTP_KEY.size, layouts.HTTP_COUNTS.size)})
     except BaseException:
         bpf.close()
@@ -83,6 +84,8 @@ class HttpSignal:
         try:
             for name in _ATTACHED:
                 bpf.links.append(bpf.programs[name].attach_cgroup(cgroup2))
+            if bpf.programs[_ENDED].is_loaded:
+                bpf.links.append(bpf.programs[_ENDED].attach())
             return cls(bpf)
         except BaseException:
             bpf.close()

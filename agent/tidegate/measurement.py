@@ -158,7 +158,7 @@ class Measurement:
         resources = self._resources.read(read_at, {key.service for key in now})
         here = msgspec.structs.replace(node(), resources=self._resources.node)
         snapshot = self._rates.snapshot(now, time=time.time(), interval=interval, node=here)
-        self.http.read(self._services.of)
+        self.http.read(self._services.of, read_at)
         parts: dict[str, Any] = {
             "resources": resources,
             "endpoints": self.http.rows(snapshot.endpoints, interval),

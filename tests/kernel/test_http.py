@@ -20,7 +20,7 @@ from tidegate.kernel.endpoints import Endpoint, Evidence, Seen
 from tidegate.kernel.layouts import PoolEvidence, TcpFailure
 from tidegate.kernel.probe import probe
 from tidegate.model.fields import Role
-from tidegate.signals.http import HttpSignal
+from tidegate.signals.http import IDLE, HttpSignal
 from tidegate.signals.http_fields import CLASSES, Counter
 from tidegate.signals.tcp import TcpSignal
 
@@ -65,7 +65,7 @@ class Watching:
         """Return what was counted since the last call, by class."""
         assert self._signal is not None
         found = dict.fromkeys(CLASSES, 0)
-        for record in self._signal.read():
+        for record in self._signal.read(time.monotonic()):
             assert record.endpoint == str(self.endpoint)
             assert record.role is Role.CLIENT
             for name, count in zip(CLASSES, record.counters[Counter.RESPONSES :], strict=False):
@@ -382,7 +382,7 @@ def test_rows_are_of_services(watching: Watching) -> None:
     watching.watch()
     client, served = watching.connect()
     exchange(client, served, OK)
-    watching.http.read(lambda _: Service("shop.service"))
+    watching.http.read(lambda _: Service("shop.service"), 1.0)
     key = next(iter(watching.http._rows))
     assert (key.service, key.endpoint) == (Service("shop.service"), str(watching.endpoint))
 
@@ -456,3 +456,23 @@ def test_a_socket_that_connects_again_is_followed_to_where_it_goes(watching: Wat
         (nobody, PoolEvidence.CONNECT),
         (watching.endpoint, PoolEvidence.RESPONSE),
     ]
+
+
+def test_rows_that_are_idle_are_removed_and_begin_anew(watching: Watching) -> None:
+    watching.watch()
+    client, served = watching.connect()
+    signal = watching.http._signal
+    assert signal is not None
+
+    def read(now: float) -> list[int]:
+        return [record.counters[Counter.RESPONSES + 1] for record in signal.read(now)]
+
+    exchange(client, served, OK)
+    assert read(100.0) == [1]
+    assert read(100.0 + IDLE) == []
+    exchange(client, served, OK)
+    assert read(101.0 + IDLE) == [1]
+    assert read(102.0 + 2 * IDLE) == []
+    assert sum(count for count, _, _ in signal.bpf.maps["http_rows"].batches()) == 0
+    exchange(client, served, OK)
+    assert read(103.0 + 2 * IDLE) == [1]

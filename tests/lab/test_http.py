@@ -68,7 +68,7 @@ def watch() -> Iterator[HttpWatch]:
 def counted(watch: HttpWatch) -> Counter[str]:
     assert watch._signal is not None
     found = Counter[str]()
-    for record in watch._signal.read():
+    for record in watch._signal.read(0.0):
         found.update(dict(zip(CLASSES, record.counters[Place.RESPONSES :], strict=False)))
     return +found
 

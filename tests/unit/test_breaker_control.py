@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The breaker beside a kernel and a driver of the test's own: what is counted in which order, whose permits are."""
+"""The breaker beside a kernel and a driver of the test: what is counted in which order, and whose permits are."""
 
 from __future__ import annotations
 

@@ -74,14 +74,20 @@ class HttpWatch:
         if self._signal is not None:
             self._signal.find_silence()
 
-    def read(self, service_of: Callable[[int], Service]) -> None:
-        """Add what was counted since the last time."""
+    def read(self, service_of: Callable[[int], Service], now: float) -> None:
+        """Add what was counted since the last time; ``now`` is monotonic seconds.
+
+        Where rows are more than ``max_rows``, those that were without a response for longest begin anew.
+        """
         self._before = dict(self._rows)
-        for record in self._signal.read() if self._signal else ():
+        for record in self._signal.read(now) if self._signal else ():
             assert record.cgroup is not None
             key = _Key(service_of(record.cgroup), record.endpoint)
-            self._rows[key] = self._rows.get(key, _EMPTY).plus(Row(record.counters, record.histograms))
+            # To the end: what is touched last is dropped last.
+            self._rows[key] = self._rows.pop(key, _EMPTY).plus(Row(record.counters, record.histograms))
             self._took.setdefault(record.endpoint, Counter()).update(record.histograms[0])
+        while len(self._rows) > self._max_rows:
+            del self._rows[next(iter(self._rows))]
 
     def timed(self, thresholds: Mapping[str, float]) -> dict[str, tuple[int, int]]:
         """Return how many answers each endpoint gave since the last call, and how many took so long (in s).

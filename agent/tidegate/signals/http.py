@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from tidegate.signals.tcp import endpoint_text
 
 #: Rows that are read at a time.
 BATCH = 256
+#: A row is removed after so many seconds without a response.
+IDLE = 900.0
 _ATTACHED, _ADOPTS, _ENDED = ("http_out", "http_in"), "http_adopt", "http_ended"
 
 
@@ -70,6 +73,7 @@ class HttpSignal:
         self._rows = bpf.maps["http_rows"]
         self._decoder = CountsDecoder(COUNTERS, HISTOGRAMS, BATCH)
         self._seen: dict[bytes, Counts] = {}
+        self._touched: dict[bytes, float] = {}
         self._silence = bpf.programs["http_silence"].attach_iterator(bpf.maps["http_sockets"])
         bpf.links.append(self._silence)
 
@@ -107,8 +111,11 @@ class HttpSignal:
         """Have it told of each request that has waited too long; return how many connections are followed."""
         return len(self._silence.read())
 
-    def read(self) -> list[Record]:
-        """Return what was counted since the last read."""
+    def read(self, now: float) -> list[Record]:
+        """Return what was counted since the last read; ``now`` is monotonic seconds.
+
+        Rows that nothing was added to for so long (IDLE) are removed: cgroups and endpoints come and go.
+        """
         found: dict[bytes, Counts] = {}
         records = []
         for count, keys, values in self._rows.batches(BATCH):
@@ -118,6 +125,12 @@ class HttpSignal:
                 found[key] = counts
                 if (record := self._record(key, counts)) is not None:
                     records.append(record)
+                    self._touched[key] = now
+        for key in [key for key, touched in self._touched.items() if now - touched > IDLE]:
+            del self._touched[key]
+            if found.pop(key, None) is not None:
+                with contextlib.suppress(KeyError):
+                    del self._rows[key]
         self._seen = found
         return records
 

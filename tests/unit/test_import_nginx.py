@@ -147,8 +147,8 @@ def test_errors_name_their_place(tmp_path: Path, text: str, message: str) -> Non
 
 _WORDS = st.sampled_from(
     ["server", "listen", "upstream", "location", "limit_req", "limit_req_zone", "zone=a:1m", "zone=a", "rate=9r/m",
-     "proxy_pass", "http://a", "a", "$binary_remote_addr", "10.0.0.1:80", "[::1]:9", "true", "1.5", "99999", "keepalive",
-     "{", "{", "}", "}", ";", ";", ";", "burst=7", "burst=x", '""', "\u00e4", "if", "http"]
+     "proxy_pass", "http://a", "a", "$binary_remote_addr", "10.0.0.1:80", "[::1]:9", "true", "1.5", "99999",
+     "keepalive", "{", "{", "}", "}", ";", ";", ";", "burst=7", "burst=x", '""', "\u00e4", "if", "http"]
 )  # fmt: skip
 
 

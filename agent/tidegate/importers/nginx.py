@@ -137,21 +137,7 @@ class _Findings:
             if each.name == "limit_req_zone":
                 self._zone(each)
         for each in block:
-            if each.name == "upstream" and each.block is not None:
-                self.upstreams.append(_upstream(each))
-            elif each.name == "limit_conn":
-                self.notes.append(
-                    f"{each.place}: not taken: limit_conn; connections at a time aren't limited here"
-                )
-            elif each.name in _BEHIND:
-                self.notes.append(
-                    f"{each.place}: {each.name}: behind a balancer XDP sees the balancer's address: "
-                    "allow it, and limit there"
-                )
-            elif each.name == "limit_req":
-                self._limit(each, levels)
-            elif each.name in ("proxy_pass", "grpc_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass"):
-                self._passed(each, levels)
+            self._directive(each, levels)
         for each in block:
             if each.block is not None and each.name in (
                 "http",
@@ -162,6 +148,21 @@ class _Findings:
                 "limit_except",
             ):
                 self.level([Directive("_block", (each.name, *each.args), each.place), *each.block], levels)
+
+    def _directive(self, each: Directive, levels: tuple[list[Directive], ...]) -> None:
+        if each.name == "upstream" and each.block is not None:
+            self.upstreams.append(_upstream(each))
+        elif each.name == "limit_conn":
+            self.notes.append(f"{each.place}: not taken: limit_conn; connections at a time aren't limited here")
+        elif each.name in _BEHIND:
+            self.notes.append(
+                f"{each.place}: {each.name}: behind a balancer XDP sees the balancer's address: "
+                "allow it, and limit there"
+            )
+        elif each.name == "limit_req":
+            self._limit(each, levels)
+        elif each.name in ("proxy_pass", "grpc_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass"):
+            self._passed(each, levels)
 
     def _zone(self, each: Directive) -> None:
         zone = next((arg[5:].partition(":")[0] for arg in each.args if arg.startswith("zone=")), "")
@@ -186,7 +187,9 @@ class _Findings:
         zone = self._zones.get(given.get("zone", ""))
         ports = _ports(levels)
         if zone is None or not ports:
-            self.notes.append(f"{each.place}: not taken: limit_req of {where}: no zone by address or no TCP port")
+            self.notes.append(
+                f"{each.place}: not taken: limit_req of {where}: no zone by address, or no server with TCP ports around it"
+            )
             return
         burst = given.get("burst", "0")
         number = int(burst) if burst.isascii() and burst.isdigit() and len(burst) < 10 else 0

@@ -120,6 +120,38 @@ stream { upstream 123 { server 10.0.0.9:53; } server { listen 53 udp; proxy_pass
         assert part in said
 
 
+#: Valid for nginx (nginx -t), with what real ones have.
+REAL = """
+user www-data;
+events { worker_connections 768; }
+http {
+  limit_req_zone $binary_remote_addr zone=a:10m rate=5r/m;
+  upstream web { zone web 64k; least_conn; server 127.0.0.1:8080 weight=5 max_fails=3; keepalive 16; }
+  map $http_upgrade $cu { default upgrade; '' close; }
+  server {
+    listen 127.0.0.1:9080; listen [::1]:9443; listen unix:/run/x.sock;
+    limit_req zone=a burst=5; limit_req_status 429;
+    location / {
+      proxy_pass http://WEB/;
+      location ~ "^/[a-z]{2,4}$" { proxy_http_version 1.1; proxy_set_header Connection $cu; proxy_pass http://web; }
+      if ($request_uri ~* "/[a-z0-9_-]+/(.*)") { proxy_pass http://localhost:80/$1; }
+    }
+  }
+}
+"""
+
+
+def test_a_config_like_real_ones(tmp_path: Path) -> None:
+    found = _json(tmp_path, REAL)
+    assert found["pools"]["web"]["endpoints"] == ["127.0.0.1:8080"]
+    limit = {"syn": {"rate": "5/m", "burst": 5}}
+    assert found["rate_limit"] == {"ports": {"9080": limit, "9443": limit}}
+    assert [("proxy_http_version" in each, "Connection" in each) for each in found["findings"]] == [
+        (True, True),
+        (False, True),
+    ]
+
+
 def test_includes_are_followed_by_patterns(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.conf").write_text("upstream a { server 10.0.0.1:1; }", encoding="utf-8")

@@ -188,7 +188,7 @@ class _Findings:
         ports = _ports(levels)
         if zone is None or not ports:
             self.notes.append(
-                f"{each.place}: not taken: limit_req of {where}: no zone by address, or no server with TCP ports around it"
+                f"{each.place}: not taken: limit_req of {where}: no zone by address, or no server around it"
             )
             return
         burst = given.get("burst", "0")

@@ -37,7 +37,7 @@ def lines(read: Read, name: str) -> Iterator[str]:
         return
     yield "rate_limit:"
     yield "  # XDP sees connections, not requests, and no paths: under keep-alive this is looser than nginx,"
-    yield "  # and they hold for the whole port; of several the largest is taken. Name interfaces to switch it on."
+    yield "  # and it holds for the whole port; of several the largest is taken. Name interfaces to switch it on."
     if len({port for limit in read.limits for port in limit.ports}) > _ENTRIES:
         yield f"  # Only the first {_ENTRIES} ports are here: more don't fit."
     for limit in read.limits:

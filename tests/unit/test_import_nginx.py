@@ -133,7 +133,9 @@ http {
     limit_req zone=a burst=5; limit_req_status 429;
     location / {
       proxy_pass http://WEB/;
-      location ~ "^/[a-z]{2,4}$" { proxy_http_version 1.1; proxy_set_header Connection $cu; proxy_pass http://web; }
+      location ~ "^/[a-z]{2,4}$" {
+        proxy_http_version 1.1; proxy_set_header Connection $cu; proxy_pass http://web;
+      }
       if ($request_uri ~* "/[a-z0-9_-]+/(.*)") { proxy_pass http://localhost:80/$1; }
     }
   }
@@ -150,6 +152,22 @@ def test_a_config_like_real_ones(tmp_path: Path) -> None:
         (True, True),
         (False, True),
     ]
+
+
+def test_a_limit_above_servers_is_theirs_unless_they_have_their_own(tmp_path: Path) -> None:
+    text = """
+http {
+  limit_req zone=a;
+  limit_req_zone $binary_remote_addr zone=a:1m rate=2r/s;
+  limit_req_zone $binary_remote_addr zone=b:1m rate=7r/s;
+  server { listen 81; }
+  server { listen 82; limit_req zone=b burst=3; }
+}
+"""
+    assert _json(tmp_path, text)["rate_limit"]["ports"] == {
+        "81": {"syn": {"rate": "2r/s"}},
+        "82": {"syn": {"rate": "7r/s", "burst": 3}},
+    }
 
 
 def test_includes_are_followed_by_patterns(tmp_path: Path) -> None:

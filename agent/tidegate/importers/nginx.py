@@ -243,21 +243,23 @@ def _where(levels: tuple[list[Directive], ...]) -> str:
 
 
 def _ports(levels: tuple[list[Directive], ...]) -> tuple[int, ...]:
-    """Return the TCP ports of the server around; of a limit outside of servers there are none."""
-    server = next(
-        (level for level in levels if level and level[0].name == "_block" and level[0].args[0] == "server"), None
-    )
-    if server is None:
-        return ()
-    listens = [each.first() for each in server if each.name == "listen" and "quic" not in each.args] or ["80"]
-    ports = []
-    for listen in listens:
-        if listen.startswith("unix:") or re.search(r"[0-9]+-[0-9]+$", listen):
+    """Return the TCP ports of the server around, or of the servers that inherit from here."""
+    around = [level for level in levels if level and level[0].name == "_block" and level[0].args[0] == "server"]
+    heirs = [each.block for each in levels[-1] if each.name == "server" and each.block is not None]
+    servers = around or [block for block in heirs if not any(each.name == "limit_req" for each in block)]
+    return tuple(dict.fromkeys(port for server in servers for port in _listened(server)))
+
+
+def _listened(server: list[Directive]) -> Iterator[int]:
+    """Yield the ports of a server; ranges and sockets are none, and a server that names none has 80."""
+    for each in [each for each in server if each.name == "listen"] or [Directive("listen", ("80",), "")]:
+        listen = each.first()
+        if listen.startswith("unix:") or "quic" in each.args or re.search(r"[0-9]+-[0-9]+$", listen):
             continue
         last = listen.rpartition(":")[2]
         port = int(last) if last.isascii() and last.isdigit() and len(last) < 6 else 80
-        ports += [port] if 0 < port < 65536 else []
-    return tuple(dict.fromkeys(ports))
+        if 0 < port < 65536:
+            yield port
 
 
 def _upstream(block: Directive) -> Upstream:

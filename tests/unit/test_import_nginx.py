@@ -185,6 +185,7 @@ def test_includes_are_followed_by_patterns(tmp_path: Path) -> None:
         ("http {\n}}\n", ':2: unexpected "}"'),
         ("\ninclude nginx.conf;\n", ":2: more than 500 includes"),
         ("\ninclude none.conf;\n", ":2: can't be read"),
+        ("include a\0*;", ":1: expected a file"),
         ("user root", ":1: unexpected end of file"),
     ],
 )

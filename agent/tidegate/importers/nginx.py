@@ -106,6 +106,8 @@ class _Files:
         for each in parsed:
             name, args, place = str(each["directive"]), tuple(each["args"]), f"{file}:{each['line']}"
             if name == "include" and args:
+                if "\0" in args[0]:
+                    raise ConfigError([f"{place}: expected a file, found a name with a null byte"])
                 pattern = str(self._directory / args[0])
                 matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
                 for match in matches:

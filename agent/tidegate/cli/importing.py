@@ -38,3 +38,20 @@ def istio(
         return
     for line in lines(rules, str(file)):
         typer.echo(line)
+
+
+@app.command()
+def nginx(
+    file: Annotated[Path, typer.Argument(help="nginx.conf, or a part of it.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.", show_default=False)] = False,
+) -> None:
+    """Print the pools and rate limits of nginx's config, and what is worth a second look in it."""
+    from tidegate.importers.nginx import read  # noqa: PLC0415 - of no use to the agent
+    from tidegate.importers.proxied import as_json, lines  # noqa: PLC0415
+
+    found = read(file)
+    if json:
+        typer.echo(jsonlib.dumps(as_json(found)))
+        return
+    for line in lines(found, str(file)):
+        typer.echo(line)

@@ -201,6 +201,20 @@ def test_an_endpoint_to_which_nobody_connects_is_refused_at_once(
         assert agent.decisions()[0] == ("eject", "consecutive_local_origin_failure", ENDPOINT)
 
 
+def test_a_blackhole_behind_nginx(lab: Lab, tmp_path: Path) -> None:
+    """nginx gives up after a second, long before the kernel would, and its callers wait no second more then."""
+    gateway, inventory, visitors = lab.host("gateway", 16), lab.host("inventory", 6), lab.host("visitors", 4)
+    inventory.service("inventory").upstream({5000: Behaviour.HANG})
+    Nginx(gateway, "gateway", FRONT)
+    with BreakerAgent(tmp_path, policy() + "}") as agent:
+        assert Visitors(visitors, gateway.v4, ["/"], 100.0, 3).results() == {"/": {"504": 3}}
+        wait_until(lambda: agent.states()[ENDPOINT] == 1, "ejected")
+        assert agent.details("eject")[0]["last"] == "connect_timeout"
+        began = time.monotonic()
+        assert Visitors(visitors, gateway.v4, ["/"], 100.0, 20).results() == {"/": {"502": 20}}
+        assert time.monotonic() - began < 2.0  # 20 at 100 a second, and the start of the visitors
+
+
 def test_a_backend_that_accepts_and_never_answers(lab: Lab, tmp_path: Path) -> None:
     """The worst one: connects succeed all the time, and callers give up before the kernel would."""
     gateway, inventory = lab.host("gateway", 16), lab.host("inventory", 6)

@@ -20,7 +20,7 @@ from tidegate.audit import Audit
 from tidegate.breaker import requests
 from tidegate.breaker.configured import members
 from tidegate.breaker.control import Breaker
-from tidegate.config import Config, load
+from tidegate.config import Config, load, units
 from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
 from tidegate.errors import TidegateError
@@ -136,7 +136,7 @@ class Agent:
         configure(new.logging.level, new.logging.format)
         self._advisor.configure(new.advice, new.residency, pools)
         if self._limiter is not None:
-            self._limiter.configure(new.rate_limit)
+            self._limiter.configure(new.rate_limit, upstreams_of(new))
         if self._breaker is not None:
             self._breaker.configure(new.pools)
         if new.metrics != old.metrics:
@@ -271,12 +271,18 @@ def limiter_of(config: Config, audit: Audit) -> RunningLimiter | None:
     from tidegate.ratelimit.running import RunningLimiter, remove_leftovers  # noqa: PLC0415
 
     if config.rate_limit.interfaces:
-        return RunningLimiter(config.rate_limit, Addresses(config.privacy.client_addresses), audit)
+        addresses = Addresses(config.privacy.client_addresses)
+        return RunningLimiter(config.rate_limit, addresses, audit, upstreams_of(config))
     try:
         remove_leftovers()
     except TidegateError as error:
         log.warning("rate limit: what an earlier agent left stays: %s", error)
     return None
+
+
+def upstreams_of(config: Config) -> set[str]:
+    """Return the addresses of all endpoints of pools, which the limiter never limits."""
+    return {units.listen(endpoint).host for pool in config.pools.values() for endpoint in pool.endpoints}
 
 
 def _no_limiter(_params: object, _peer: object) -> None:

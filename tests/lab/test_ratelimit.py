@@ -46,10 +46,12 @@ for _ in range(int(sys.argv[2])):
 class GatewayAgent(RunningAgent):
     """An agent in the gateway's network namespace, where alone its metrics can be had."""
 
-    def __init__(self, host: Host, directory: Path, rate_limit: str, interval: str = "100ms") -> None:
+    def __init__(
+        self, host: Host, directory: Path, rate_limit: str, interval: str = "100ms", extra: str = ""
+    ) -> None:
         self._namespace = host.namespace
         self.audit = directory / "audit.jsonl"
-        extra = f"rate_limit: {{{rate_limit}}}\naudit: {{file: {self.audit}}}\n"
+        extra = f"rate_limit: {{{rate_limit}}}\naudit: {{file: {self.audit}}}\n{extra}"
         super().__init__(directory, 19470, interval=interval, extra=extra, under=enter(host.namespace, []))
 
     def metrics(self, port: int | None = None) -> str:
@@ -217,6 +219,15 @@ def test_what_nginx_refuses_again_and_again_is_banned_at_the_card(lab: Lab, tmp_
         assert "rate limit (XDP) eth0 ok" in told
         assert "max_dgram_qlen" not in told
         assert nginx.unit
+
+
+def test_the_endpoints_of_pools_are_never_limited(lab: Lab, gateway: Host, tmp_path: Path) -> None:
+    upstream, client = lab.host("upstream", 17).service("upstream"), lab.host("client", 18).service("client")
+    pools = 'pools: {shop: {endpoints: ["10.0.0.17:8080"]}}'
+    with GatewayAgent(gateway, tmp_path, f"{POLICY}, mode: enforce", extra=pools) as agent:
+        wait_until(lambda: connects(client, 1) == {ABORTED: 1}, "limited")
+        assert connects(upstream, 20) == {OK: 20}
+        assert agent.counted("pass", "allowed") >= 20
 
 
 @pytest.mark.parametrize(("destinations", "judged"), [("own", 0), ("any", 3)])

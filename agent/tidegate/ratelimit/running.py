@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,8 @@ _RECORDED = 20
 class RunningLimiter:
     """Attached from the start; :meth:`close` leaves it attached, for the next agent to go on with.
 
+    ``upstreams`` are addresses that are never limited, as pools of this node have them.
+
     What changes it comes from two threads, the tick's and that of the socket, and takes turns.
     """
 
@@ -53,12 +55,14 @@ class RunningLimiter:
         config: RateLimit,
         addresses: Addresses,
         audit: Audit,
+        upstreams: Iterable[str] = (),
         pins: Path = PINS,
         surroundings: Surroundings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._clock, self._audit, self._addresses = config, clock, audit, addresses
         self._wanted = config
+        self._upstreams = frozenset(upstreams)
         self._turn = threading.Lock()
         with contextlib.ExitStack() as stack:
             self._pins = stack.enter_context(PinDirectory(pins))
@@ -69,7 +73,7 @@ class RunningLimiter:
             self._maps = LimiterMaps(base, possible_cpus())
             # Lists, policies and mode are in force before any interface is.
             self._limiter = Limiter(
-                config, self._maps, surroundings or Surroundings(listening.listening, needed), clock
+                config, self._maps, surroundings or Surroundings(listening.listening, self._needed), clock
             )
             self._interfaces = stack.enter_context(
                 Interfaces(
@@ -111,9 +115,13 @@ class RunningLimiter:
             rows = rows_of(latest.heavy[:SHOWN], self._addresses) if latest else ()
             return self._view(), tuple(rows)
 
-    def configure(self, config: RateLimit) -> None:
+    def configure(self, config: RateLimit, upstreams: Iterable[str] = ()) -> None:
         """Take limits, lists and mode of another config at the next tick; the rest is for the next start."""
-        self._wanted = config
+        self._wanted, self._upstreams = config, frozenset(upstreams)
+
+    def _needed(self) -> list[str]:
+        """Return the addresses without which this node doesn't work."""
+        return [*needed(), *sorted(self._upstreams)]
 
     def _take_config(self) -> None:
         kept = {name: getattr(self._config, name) for name in STARTED_WITH}

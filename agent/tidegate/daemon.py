@@ -171,7 +171,7 @@ class Agent:
                 self._breaker.beat()
             except (TidegateError, OSError) as error:
                 log.error("breaker: what is due by the clock could not be done, and is tried again: %s", error)
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(BEAT if self.config.pools else FIRST_TICK)
 
     def _view(self, measurement: Measurement, ticks: Ticks) -> View:
         view = self._advisor.judge(measurement.measure(ticks))

@@ -198,6 +198,8 @@ def test_an_endpoint_to_which_nobody_connects_is_refused_at_once(
         assert {error for error, _ in found} == {111}
         assert sorted(microseconds for _, microseconds in found)[198] < 1000.0  # the figure is the benchmark's
         assert errors(gateway, SPARE, 5) == [0] * 5
+        refused = f'tidegate_breaker_refused_connects_total{{pool="inventory",endpoint="{ENDPOINT}"}} 200'
+        wait_until(lambda: refused in agent.metrics(), "all refusals counted")
         assert agent.decisions()[0] == ("eject", "consecutive_local_origin_failure", ENDPOINT)
 
 

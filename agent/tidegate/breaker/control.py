@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -87,7 +86,6 @@ class Breaker:
         self._of: dict[kernel.Endpoint, tuple[str, str]] = {}
         self._at: dict[tuple[str, str], kernel.Endpoint] = {}
         self._counted: dict[kernel.Endpoint, kernel.Seen] = {}
-        self._charged: Counter[str] = Counter()
         self._ways, self._repeats = Ways(), Repeats(REPEATED)
         self._before: View | None = None
         self._wanted: Mapping[str, Pool] | None = pools
@@ -181,7 +179,6 @@ class Breaker:
         seen = kernel.Seen(told.connected, told.answered, refused, encrypted)
         decisions = [*self._count(told.endpoint, seen, at)]
         charge = event_of(evidence_of(told, pool, name), self._members[pool].policy, at)
-        self._charged[charge.row] += 1
         if charge.event is not None:
             decisions += self._engine.observe(charge.event, at)
         else:
@@ -259,15 +256,15 @@ class Breaker:
             return self._rows()
 
     def _rows(self) -> tuple[PoolRow, ...]:
-        encrypted = {self._of[endpoint] for endpoint, seen in self._counted.items() if seen.is_encrypted}
-        if not encrypted:
-            return self._engine.rows()
+        """Add what the kernel alone knows of endpoints to the engine's rows."""
+        known = {self._of[endpoint]: seen for endpoint, seen in self._counted.items()}
         return tuple(
             msgspec.structs.replace(
                 pool,
                 endpoints=tuple(
-                    msgspec.structs.replace(row, is_encrypted=(pool.pool, row.endpoint) in encrypted)
+                    msgspec.structs.replace(row, is_encrypted=seen.is_encrypted, refused=seen.refused)
                     for row in pool.endpoints
+                    if (seen := known[pool.pool, row.endpoint])
                 ),
             )
             for pool in self._engine.rows()

@@ -160,6 +160,7 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     ``ejections`` is the multiplier, ``ejected_total`` how often it was ejected. Success rates, in percent, are
     those of the last interval, None below the least volume. ``permits`` are trial connections that are left.
     ``is_encrypted``: it speaks no HTTP/1 that can be read, so status counts for nothing.
+    ``refused`` are connects that failfast refused.
     """
 
     endpoint: str
@@ -177,6 +178,7 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     permits: int
     detections: tuple[Detections, ...]
     is_encrypted: bool = False
+    refused: int = 0
 
 
 class Circuit(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +189,7 @@ class Circuit(msgspec.Struct, frozen=True, kw_only=True):
     state: int
     ejections: dict[tuple[str, str], int]
     overflow: dict[tuple[str, str], int]
+    refused: int
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,6 +221,7 @@ def circuits(pools: Iterable[PoolRow]) -> tuple[Circuit, ...]:
             state=int(row.state),
             ejections=_counted(row, Action.EJECT, Action.LOG_ONLY),
             overflow=_counted(row, Action.OVERFLOW),
+            refused=row.refused,
         )
         for pool in pools
         for row in pool.endpoints

@@ -35,6 +35,13 @@ CIRCUITS = Table(
             help="Ejections that the limits of the pool forbade: max_ejection_percent, min_healthy.",
             label=_BY,
         ),
+        Field(
+            name="refused",
+            metric="breaker_refused_connects_total",
+            kind=Kind.COUNTER,
+            unit="connections",
+            help="Connects of this node that were refused at once, as the endpoint was out (failfast).",
+        ),
     ),
 )
 

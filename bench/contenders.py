@@ -13,7 +13,7 @@ from pyroute2 import netns
 
 from lab.lab import Host
 from lab.network import enter
-from tidegate.config.keys import Bucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, Limits, RateLimit
 from tidegate.kernel.layouts import RatelimitMode
 from tidegate.kernel.limiter import LimiterMaps
 from tidegate.kernel.objects import BpfObject, Program, possible_cpus

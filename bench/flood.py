@@ -21,7 +21,7 @@ from lab.flooded import GOOD, FloodedGateway
 from lab.gateway import Nginx
 from lab.lab import Host, Lab
 from lab.network import enter
-from tidegate.config.keys import RateLimit
+from tidegate.config.limits import RateLimit
 
 PORT, ROUNDS = 80, 7
 SOURCES = (1, 100_000)

@@ -15,7 +15,7 @@ from bench import flood
 from bench.contenders import Limiter
 from bench.report import Figure
 from lab.flood import Flood, Kind, Plan
-from tidegate.config.keys import Bucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, Limits, RateLimit
 from tidegate.kernel.layouts import RATELIMIT_KEY, RATELIMIT_SOURCE, RATELIMIT_STATE
 
 PORT, ROUNDS, RUNS = 443, 9, 1_000_000

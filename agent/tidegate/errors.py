@@ -2,6 +2,7 @@
 """The one exception tree; every message names the thing, what was expected, what was found and the remedy.
 
 TidegateError               exit 1: could not be done
+├── DriverError             a proxy is away, or doesn't do what it was told
 ├── UsageError              exit 2: wrong usage
 │   └── ConfigError         every complaint about a config file, all at once
 └── UnavailableError        exit 3: a privilege, a kernel feature or a resource of the host is missing
@@ -11,12 +12,24 @@ TidegateError               exit 1: could not be done
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class TidegateError(Exception):
     """Something that was asked for could not be done."""
 
     exit_code = 1
+
+
+class DriverError(TidegateError):
+    """A proxy could not be read or changed; ``away`` where nobody answered, so that its state isn't known.
+
+    ``exchanges`` are the commands that led to it, each with what came back.
+    """
+
+    def __init__(self, message: str, *, away: bool = False, exchanges: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.away, self.exchanges = away, tuple(exchanges)
 
 
 class UsageError(TidegateError):

@@ -13,7 +13,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tidegate.config.keys import Bucket, ByteBucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, ByteBucket, Limits, RateLimit
 from tidegate.kernel.layouts import (
     RATELIMIT_SIMULATION,
     RatelimitMode,

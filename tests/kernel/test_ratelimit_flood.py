@@ -14,7 +14,7 @@ import pytest
 from tests.kernel.limiter_model import Policy
 from tests.kernel.limiter_rig import SECOND, Rig, on_cpu, per_second, rig
 from tests.kernel.test_ratelimit_policy import packet
-from tidegate.config.keys import Bucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, Limits, RateLimit
 from tidegate.kernel.layouts import RatelimitMode
 from tidegate.kernel.limiter import LimiterMaps, counts, notes
 from tidegate.kernel.objects import BpfObject

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.test_ratelimit_policy import rate_limit
-from tidegate.config.keys import RateLimit
+from tidegate.config.limits import RateLimit
 from tidegate.kernel import layouts
 from tidegate.kernel.layouts import RatelimitMode, RatelimitReason, RatelimitVerdict
 from tidegate.kernel.objects import BpfObject

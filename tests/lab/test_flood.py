@@ -19,7 +19,7 @@ from lab.gateway import Visitors
 from lab.lab import Lab
 from tests.lab.remains import wait_until
 from tests.lab.test_ratelimit import GatewayAgent, nothing_left
-from tidegate.config.keys import Bucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, Limits, RateLimit
 from tidegate.kernel.layouts import RatelimitReason, RatelimitVerdict
 from tidegate.kernel.limiter import SHARED, LimiterMaps
 from tidegate.kernel.objects import BpfObject

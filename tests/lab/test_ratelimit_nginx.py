@@ -15,7 +15,7 @@ from lab.network import enter
 from tests.kernel.limiter_rig import rig
 from tests.kernel.test_ratelimit_policy import packet
 from tests.lab.remains import wait_until
-from tidegate.config.keys import Bucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, Limits, RateLimit
 from tidegate.ratelimit.policy import compiled
 
 pytestmark = pytest.mark.lab

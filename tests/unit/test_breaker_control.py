@@ -15,7 +15,7 @@ import pytest
 from tidegate.audit import Actor, Audit
 from tidegate.breaker import control
 from tidegate.breaker.control import Breaker
-from tidegate.config.keys import FailfastDriver, Pool
+from tidegate.config.pools import FailfastDriver, Pool
 from tidegate.kernel.endpoints import Endpoint, Evidence, Seen
 from tidegate.kernel.layouts import PoolEvidence, TcpFailure
 from tidegate.model.breaker import State, Vitals

@@ -13,20 +13,10 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from tidegate.config import Config, Listen, Tls, load, parse, schema, to_builtins, to_yaml
-from tidegate.config.keys import (
-    Control,
-    Duration,
-    Logging,
-    Metrics,
-    Rate,
-    Section,
-    Services,
-    Signals,
-    Size,
-    TcpSignal,
-)
+from tidegate.config.keys import Control, Logging, Metrics, Services, Signals, TcpSignal
 from tidegate.config.reader import parse_as
 from tidegate.config.shapes import shape_of
+from tidegate.config.values import Duration, Rate, Section, Size
 from tidegate.errors import ConfigError
 
 pytestmark = pytest.mark.unit

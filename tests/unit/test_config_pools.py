@@ -4,8 +4,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -15,7 +16,7 @@ from tidegate.breaker.configured import members, resolve
 from tidegate.breaker.lint import most_out, warnings
 from tidegate.cli.main import app
 from tidegate.config import Config, parse, schema, to_yaml
-from tidegate.config.keys import FailfastDriver, NginxDriver, Pool
+from tidegate.config.pools import AnyDriver, FailfastDriver, NginxDriver, Pool
 from tidegate.errors import ConfigError
 from tidegate.model.outliers import ConnectionPool, OutlierDetection, Policy, Probe
 
@@ -102,6 +103,23 @@ def test_the_example_documents_every_key_of_a_pool_with_its_default() -> None:
     assert written(yaml.safe_load(text)["inventory"]) == wanted
 
 
+def test_the_example_documents_every_key_of_a_driver_with_its_default() -> None:
+    lines = re.findall(r"^#       # (?:(- .*)|( {11}.*))$", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    text = "\n".join(f"    {first or more}" for first, more in lines)
+    documented = parse(f"pools:\n inventory:\n  drivers:\n{text}".encode(), "f").pools["inventory"].drivers
+    written = {next(iter(driver)): next(iter(driver.values())) for driver in yaml.safe_load(text)}
+    kinds = {str(kind.__struct_config__.tag): kind for kind in get_args(AnyDriver)}
+    assert written.keys() == kinds.keys()
+    for driver in documented:
+        kind = type(driver)
+        tag = str(kind.__struct_config__.tag)
+        assert set(written[tag]) == set(kind.__struct_fields__)
+        given = {
+            field.name: getattr(driver, field.name) for field in msgspec.structs.fields(kind) if field.required
+        }
+        assert driver == kind(**given)
+
+
 BAD = {
     "{a: {outlier_detection: {base_ejection_time: 10s, max_ejection_time: 3s}}}": (
         "f:1:32: pools.a.outlier_detection: max_ejection_time: expected at least base_ejection_time, 10s, found 3s"
@@ -145,7 +163,7 @@ BAD = {
     ),
     "{a: {recovery: maybe}}": "f:1:23: pools.a.recovery: expected one of time, probe, found 'maybe'",
     "{a: {drivers: [{apache: {}}]}}": (
-        "f:1:24: pools.a.drivers[0].apache: unknown key; known here: nginx, failfast"
+        "f:1:24: pools.a.drivers[0].apache: unknown key; known here: nginx, dns, haproxy, envoy, failfast"
     ),
 }
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.test_ratelimit_policy import rate_limit
 from tidegate.config import Config, parse, to_yaml
-from tidegate.config.keys import Audit, Bucket, ByteBucket, Feed, Limits, Privacy, RateLimit
+from tidegate.config.keys import Audit, Privacy
+from tidegate.config.limits import Bucket, ByteBucket, Feed, Limits, RateLimit
 from tidegate.config.reader import parse_as
 from tidegate.errors import ConfigError
 from tidegate.ratelimit.lists import allow_list, deny_list

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.config import parse
-from tidegate.config.keys import FURTHEST_NS, LARGEST_PACKET, MOST_PORT_POLICIES, Bucket, ByteBucket, RateLimit
+from tidegate.config.limits import FURTHEST_NS, LARGEST_PACKET, MOST_PORT_POLICIES, Bucket, ByteBucket, RateLimit
 from tidegate.kernel import layouts
 from tidegate.kernel.layouts import Ratelimit, RatelimitPolicyNumber
 from tidegate.ratelimit.policy import SKETCH_ROWS, Compiled, compiled, limit_of, sizes

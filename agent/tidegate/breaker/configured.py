@@ -10,8 +10,8 @@ from typing import NamedTuple
 import yaml
 
 from tidegate.breaker.lint import warnings
-from tidegate.config.keys import DestinationRule, Pool
 from tidegate.config.nodes import place
+from tidegate.config.pools import DestinationRule, Pool
 from tidegate.errors import ConfigError
 from tidegate.importers.istio import Rule, Settings, read
 from tidegate.model.outliers import Member, OutlierDetection, Policy

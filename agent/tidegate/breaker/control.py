@@ -19,7 +19,7 @@ from tidegate.breaker.engine import Engine
 from tidegate.breaker.evidence import event_of
 from tidegate.breaker.repeats import Repeats
 from tidegate.breaker.sight import Ways, evidence_of, vitals_of
-from tidegate.config.keys import FailfastDriver, Pool
+from tidegate.config.pools import FailfastDriver, Pool
 from tidegate.config.units import listen
 from tidegate.errors import TidegateError
 from tidegate.http.watch import HttpWatch

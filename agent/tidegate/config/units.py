@@ -44,6 +44,9 @@ _WILDCARDS = "*?["
 _LISTEN = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})"
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}"
+_PROXY_NAME = r"[A-Za-z0-9_.:-]{1,128}"
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
 
 SOCKET_BYTES = 107  # sun_path of unix(7) without the final NUL
 
@@ -177,6 +180,21 @@ def name(text: str) -> str:
     return text
 
 
+def proxy_name(text: str) -> str:
+    """Read a name that a proxy's config gives: what it takes there, and nothing that its commands are made of."""
+    if not re.fullmatch(_PROXY_NAME, text):
+        raise ValueError(f"expected a name of letters, digits and _ . : -, at most 128, found {quoted(text)}")
+    return text
+
+
+def domain(text: str) -> str:
+    """Read a name of the DNS; returns it in small letters without a dot at the end."""
+    found = text.lower().removesuffix(".")
+    if not re.fullmatch(_DOMAIN, found) or len(found) > 253:
+        raise ValueError(f"expected a name of the DNS like inventory.tidegate.internal, found {quoted(text)}")
+    return found
+
+
 def datagrams(text: str) -> str:
     """Read where datagrams are received: the path of a Unix socket, or an address like ``127.0.0.1:5140``."""
     if text.startswith("/"):
@@ -299,6 +317,8 @@ PORTS = Notation(ports)
 INTERFACE = Notation(interface, pattern=f"^{_INTERFACE}$")
 ENDPOINT = Notation(endpoint)
 NAME = Notation(name, pattern=f"^{_NAME}$")
+PROXY_NAME = Notation(proxy_name, pattern=f"^{_PROXY_NAME}$")
+DOMAIN = Notation(domain)
 DURATION_OR_OFF = Notation(duration, duration_text, f"^(?=.)(?:off|{_DURATION})$", none="off")
 POWER_OF_TWO = Notation(power_of_two, plain_numbers=True)
 #: For types that are declared where this module isn't known.

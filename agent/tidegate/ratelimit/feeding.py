@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tidegate.audit import Action, Audit, agent
 from tidegate.config import units
-from tidegate.config.keys import Feed
+from tidegate.config.limits import Feed
 from tidegate.errors import TidegateError
 from tidegate.feeds.datagrams import Datagrams
 from tidegate.model.feed import Kind

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 
-from tidegate.config.keys import RateLimit
+from tidegate.config.limits import RateLimit
 from tidegate.config.units import ip_network
 from tidegate.errors import TidegateError
 from tidegate.kernel.layouts import (

@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 
-from tidegate.config.keys import RateLimit
+from tidegate.config.limits import RateLimit
 from tidegate.config.units import ip_network, size_text
 from tidegate.kernel.layouts import RATELIMIT_PREFIX
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from tidegate.config.keys import Bucket, Buckets, ByteBucket, Limits, RateLimit
+from tidegate.config.limits import Bucket, Buckets, ByteBucket, Limits, RateLimit
 from tidegate.config.units import port_ranges
 from tidegate.kernel.layouts import RATELIMIT_LIMIT, RATELIMIT_POLICY, Ratelimit, RatelimitPolicyNumber
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from tidegate.audit import Action, Audit, agent
-from tidegate.config.keys import RateLimit
+from tidegate.config.limits import RateLimit
 from tidegate.kernel.limiter import LimiterMaps, counts, notes
 from tidegate.kernel.objects import BpfObject, possible_cpus
 from tidegate.kernel.pins import PINS, PinDirectory

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
-from tidegate.config.keys import RateLimit
+from tidegate.config.limits import RateLimit
 from tidegate.errors import TidegateError
 from tidegate.kernel.layouts import (
     RATELIMIT_SIMULATION,

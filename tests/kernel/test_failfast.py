@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from lab.network import cgroup_root, remove_cgroup
-from tests.kernel.test_http import GET, Watching, exchange, receive
-from tests.kernel.test_http import OK as OK_RESPONSE
+from tests.kernel.watching import GET, Watching, exchange, receive
+from tests.kernel.watching import OK as OK_RESPONSE
 from tidegate.kernel.endpoints import Endpoint, Failfast, key_of
 from tidegate.kernel.layouts import POOL_COUNTS, POOL_ENDPOINT
 from tidegate.kernel.objects import BpfObject

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from pyroute2 import netns
@@ -20,11 +21,12 @@ from pyroute2 import netns
 from lab.gateway import Nginx, Visitors
 from lab.lab import Host, Lab
 from tests.lab.remains import wait_until
-from tidegate.feeds.datagrams import Datagrams
+from tidegate.feeds.datagrams import REFUSALS, Datagrams, Lines
 from tidegate.model.feed import Event, Kind
 from tidegate.ratelimit.bans import Bans, Parameters, Threshold, prefix_of
 
 pytestmark = pytest.mark.lab
+T = TypeVar("T")
 PORT = 5140
 UDP = f"127.0.0.1:{PORT}"
 
@@ -77,11 +79,11 @@ def directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def feed_in(host: Host, listen: Path | tuple[str, int]) -> Iterator[Datagrams]:
+def feed_in(host: Host, listen: Path | tuple[str, int], lines: Lines[T]) -> Iterator[Datagrams[T]]:
     """Listen in a host's namespace, whose bound on queues is the one that counts."""
     netns.pushns(host.namespace)
     try:
-        feed = Datagrams(listen)
+        feed = Datagrams(listen, lines)
     finally:
         netns.popns()
     try:
@@ -99,7 +101,7 @@ def call(host: Host, base: str, paths: list[str], count: int, rate: float = 400.
 class Reading:
     """Reads a feed, as the agent does, while visitors come and until all has arrived."""
 
-    def __init__(self, feed: Datagrams) -> None:
+    def __init__(self, feed: Datagrams[Event]) -> None:
         self.feed, self.events = feed, list[Event]()
 
     def turn(self) -> None:
@@ -147,7 +149,7 @@ def test_events_are_the_lines_that_nginx_has_written(
 ) -> None:
     path = directory / "nginx.sock"
     server = f"unix:{path}" if by == "unix" else UDP
-    with feed_in(gateway, path if by == "unix" else ("127.0.0.1", PORT)) as feed:
+    with feed_in(gateway, path if by == "unix" else ("127.0.0.1", PORT), REFUSALS) as feed:
         servers = SERVERS.format(server=server, format=log_format, proxy="192.0.2.1")
         nginx, reading = Nginx(gateway, "gateway", servers), Reading(feed)
         paths = ["/limited", "/many", "/dry", "/unauthorized", "/forbidden", "/connections", "/fine"]
@@ -176,7 +178,7 @@ def test_events_are_the_lines_that_nginx_has_written(
 def test_a_storm_leads_to_one_ban_and_a_visitor_to_none(gateway: Host, lab: Lab, directory: Path) -> None:
     stormy, visitor = lab.host("stormy", 4), lab.host("visitor", 5)
     path = directory / "nginx.sock"
-    with feed_in(gateway, path) as feed:
+    with feed_in(gateway, path, REFUSALS) as feed:
         nginx = Nginx(
             gateway, "gateway", SERVERS.format(server=f"unix:{path}", format="tidegate", proxy="192.0.2.1")
         )
@@ -193,7 +195,7 @@ def test_a_storm_leads_to_one_ban_and_a_visitor_to_none(gateway: Host, lab: Lab,
 
 def test_the_addresses_behind_a_balancer_are_no_events(gateway: Host, visitors: Host) -> None:
     """The connection is the balancer's: a ban of whom it speaks for would never match a packet."""
-    with feed_in(gateway, ("127.0.0.1", PORT)) as feed:
+    with feed_in(gateway, ("127.0.0.1", PORT), REFUSALS) as feed:
         nginx = Nginx(gateway, "gateway", SERVERS.format(server=UDP, format="tidegate", proxy=visitors.v4))
         code = (
             "import http.client, sys\n"
@@ -213,7 +215,7 @@ def test_workers_of_debians_user_reach_the_socket_and_a_new_one(
 ) -> None:
     """nginx finds the socket of an agent that was started anew, after the one line that tells it."""
     path = directory / "nginx.sock"
-    with feed_in(gateway, path) as feed:
+    with feed_in(gateway, path, REFUSALS) as feed:
         nginx = Nginx(
             gateway, "gateway", SERVERS.format(server=f"unix:{path}", format="tidegate", proxy="192.0.2.1")
         )
@@ -224,7 +226,7 @@ def test_workers_of_debians_user_reach_the_socket_and_a_new_one(
         owners = subprocess.run(["ps", "-C", "nginx", "-o", "user="], check=True, capture_output=True, text=True)
         assert "www-data" in owners.stdout.split()
         assert Reading(feed).until(20) == {Kind.UNAUTHORIZED: 20}
-    with feed_in(gateway, path) as feed:
+    with feed_in(gateway, path, REFUSALS) as feed:
         call(visitors, gateway.v4, ["/unauthorized"], 20)
         # The first line finds the old socket; nginx says so, which is sent too, and connects anew.
         assert Reading(feed).until(20) == {Kind.UNAUTHORIZED: 19}

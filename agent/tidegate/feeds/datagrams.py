@@ -12,11 +12,15 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 from tidegate.errors import UnavailableError
-from tidegate.feeds.nginx import Passed, parse
-from tidegate.model.feed import Event
+from tidegate.feeds import nginx, upstreams
+from tidegate.model import feed
+
+T = TypeVar("T")
 
 #: nginx's own bound on what it escapes lies above any datagram that UDP can carry.
 LARGEST = 64 * 1024
@@ -34,40 +38,58 @@ _QUEUE = Path("/proc/sys/net/unix/max_dgram_qlen")
 GROUPS = ("www-data", "nginx")
 
 
-class Datagrams:
+class Lines(NamedTuple, Generic[T]):
+    """Lines of one kind: the config's key of their socket, and how one is read at monotonic seconds.
+
+    ``parse`` returns an event, or which of ``reasons`` there is that it is none; it never raises.
+    """
+
+    key: str
+    parse: Callable[[bytes, float], T | StrEnum]
+    reasons: type[StrEnum]
+
+
+REFUSALS: Lines[feed.Event] = Lines("rate_limit.feed.listen", nginx.parse, nginx.Passed)
+TRIES: Lines[tuple[upstreams.Try, ...]] = Lines("breaker.feed.listen", upstreams.parse, upstreams.Passed)
+
+
+class Datagrams(Generic[T]):
     """A datagram socket at ``listen``, an absolute path or ``(host, port)``; close it at the end.
 
-    ``fileno()`` is for a loop's readers. Raises UnavailableError where the address can't be used.
+    ``lines`` says what comes there. ``fileno()`` is for a loop's readers. Raises UnavailableError where the
+    address can't be used.
     """
 
     def __init__(
         self,
         listen: Path | tuple[str, int],
+        lines: Lines[T],
         *,
         groups: Sequence[str] = GROUPS,
         clock: Callable[[], float] = time.monotonic,
         queue: Path = _QUEUE,
     ) -> None:
         self._listen, self._clock = listen, clock
+        self._key, self._parse, reasons = lines
         self._inode: tuple[int, int] | None = None
-        self._counts: Counter[str] = Counter(dict.fromkeys((*Passed, "truncated", "events"), 0))
+        self._counts: Counter[str] = Counter(dict.fromkeys((*reasons, "truncated", "events"), 0))
         self._dropped, self._full = 0, 0
         if isinstance(listen, Path):
-            self._socket = _bind_path(listen, groups)
+            self._socket = _bind_path(listen, groups, self._key)
             status = listen.stat()
             self._inode = (status.st_dev, status.st_ino)
             self._queue = _number(queue)
         else:
-            self._socket = _bind_port(*listen)
+            self._socket = _bind_port(*listen, self._key)
             self._queue = None
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
         return self._socket.fileno()
 
-    def read(self, most: int = TURN) -> list[Event]:
+    def read(self, most: int = TURN) -> list[T]:
         """Return the events among what has arrived, of at most so many datagrams."""
-        events: list[Event] = []
+        events: list[T] = []
         received = 0
         now = self._clock()
         while received < most:
@@ -79,12 +101,12 @@ class Datagrams:
             if flags & socket.MSG_TRUNC:
                 self._counts["truncated"] += 1
                 continue
-            found = parse(datagram, now)
-            if isinstance(found, Event):
+            found = self._parse(datagram, now)
+            if isinstance(found, StrEnum):
+                self._counts[found] += 1
+            else:
                 events.append(found)
                 self._counts["events"] += 1
-            else:
-                self._counts[found] += 1
         # A Unix socket's queue is full at one above its bound (unix_recvq_full), and all that is read in one turn.
         if self._queue is not None and received > min(self._queue, _SENDERS_BUFFER, most - 1):
             self._full += 1
@@ -119,7 +141,7 @@ class Datagrams:
         if self._queue is None or self._queue >= least:
             return None
         return (
-            f"rate_limit.feed.listen {self._listen}: its queue holds {self._queue} lines, and nginx drops a line "
+            f"{self._key} {self._listen}: its queue holds {self._queue} lines, and nginx drops a line "
             f"that finds it full; sysctl -w net.unix.max_dgram_qlen={least} and start the agent again"
         )
 
@@ -133,7 +155,7 @@ class Datagrams:
                     self._listen.unlink()
 
 
-def _bind_port(host: str, port: int) -> socket.socket:
+def _bind_port(host: str, port: int, key: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -142,13 +164,12 @@ def _bind_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         made.close()
         raise UnavailableError(
-            f"rate_limit.feed.listen {host}:{port}: {error.strerror}; "
-            "set it to an address of this host and a port that is free"
+            f"{key} {host}:{port}: {error.strerror}; set it to an address of this host and a port that is free"
         ) from error
     return made
 
 
-def _bind_path(path: Path, groups: Sequence[str]) -> socket.socket:
+def _bind_path(path: Path, groups: Sequence[str], key: str) -> socket.socket:
     """Bind with mode 0660 for the first of the groups that this host has; a file that a dead agent left goes."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     before = os.umask(0o026)  # a worker must get through the directory
@@ -167,7 +188,7 @@ def _bind_path(path: Path, groups: Sequence[str]) -> socket.socket:
     except OSError as error:
         made.close()
         raise UnavailableError(
-            f"rate_limit.feed.listen {path}: {error.strerror or error}; "
+            f"{key} {path}: {error.strerror or error}; "
             "run as root, or set it to a path of your own that is no other file"
         ) from error
     finally:

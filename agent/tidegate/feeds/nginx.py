@@ -27,7 +27,7 @@ class Passed(StrEnum):
 _STATUS = {b"401": Kind.UNAUTHORIZED, b"403": Kind.UNAUTHORIZED, b"429": Kind.TOO_MANY}
 
 #: RFC 3164 as nginx writes it (ngx_syslog_add_header): the host is left out with ``nohostname``.
-_HEADER = re.compile(
+HEADER = re.compile(
     rb"<\d{1,3}>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d (?:[^\s:]\S* )?[0-9A-Za-z_]{1,32}: ", re.ASCII
 )
 #: ngx_log_error_core, up to the message.
@@ -50,7 +50,7 @@ _SHORT = re.compile(rb"(?P<connected>\S+) (?P<client>\S+) (?P<status>\d{3})", re
 
 def parse(datagram: bytes, now: float) -> Event | Passed:
     """Return what a datagram says, at ``now``; never raises."""
-    header = _HEADER.match(datagram)
+    header = HEADER.match(datagram)
     if header is None:
         return Passed.MALFORMED
     line = datagram[header.end() :].rstrip(b"\n\0")

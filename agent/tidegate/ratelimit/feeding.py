@@ -14,7 +14,7 @@ from tidegate.audit import Action, Audit, agent
 from tidegate.config import units
 from tidegate.config.limits import Feed
 from tidegate.errors import TidegateError
-from tidegate.feeds.datagrams import Datagrams
+from tidegate.feeds.datagrams import REFUSALS, Datagrams
 from tidegate.model.feed import Kind
 from tidegate.model.limiter import FeedRow
 from tidegate.privacy import Addresses
@@ -56,10 +56,10 @@ class Feeding:
             self._bans.restore(prefix, until)
         self._failed = 0
         if feed.listen.startswith("/"):
-            self._datagrams = Datagrams(Path(feed.listen))
+            self._datagrams = Datagrams(Path(feed.listen), REFUSALS)
         else:
             listen = units.listen(feed.listen)
-            self._datagrams = Datagrams((listen.host, listen.port))
+            self._datagrams = Datagrams((listen.host, listen.port), REFUSALS)
         self._acting = ThreadPoolExecutor(1, "tidegate-feed")
         self._listen = feed.listen
         if complaint := self._datagrams.complaint():

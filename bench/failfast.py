@@ -26,7 +26,7 @@ from tidegate.http.watch import HttpWatch
 from tidegate.kernel.endpoints import Endpoint
 from tidegate.kernel.objects import BpfObject, Program, statistics_on
 from tidegate.kernel.probe import probe
-from tidegate.pools.failfast import FailfastDriver
+from tidegate.pools.failfast import Refusals
 from tidegate.signals.tcp import TcpSignal
 
 TRIALS, ROUNDS, EXCHANGES, CONNECTS, REQUESTS = 200, 9, 20_000, 20_000, 4000
@@ -217,10 +217,10 @@ def connects(directory: Path) -> Figure:
     program = tcp.build(directory)
     signal = TcpSignal.start(256, 4096)
     try:
-        driver = FailfastDriver.start(signal.bpf.maps, ROOT)
+        driver = Refusals.start(signal.bpf.maps, ROOT)
         try:
             driver.renew()
-            driver.apply({Endpoint(ip_address("192.0.2.1"), 80): 0})
+            driver.apply({Endpoint(ip_address("192.0.2.1"), 80): 0}, ())
             with statistics_on():
                 tcp.cost(program, CONNECTS)
                 info = next(each for each in driver.programs if each.name == "failfast_4").info()

@@ -9,6 +9,7 @@ import fcntl
 import os
 import pwd
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Action(StrEnum):
     ALLOW = "allow"
     MODE = "mode"
     THRESHOLD = "threshold"  # a source is over its limit, or a ban was not made
+    POOL = "pool"  # a proxy was told, or couldn't be
     BREAKER = "breaker"  # an endpoint of a pool went out or came back, or this node froze
 
 
@@ -104,6 +106,7 @@ class Audit:
     ) -> None:
         self._path, self._max_size, self._files, self._retention = path, max_size, files, retention
         self._now = now
+        self._turn = threading.Lock()
         self._fd: int | None = None
         self._inode: tuple[int, int] | None = None
         self._torn = False  # the file's last line has no end
@@ -122,13 +125,17 @@ class Audit:
         reason: str = "",
         details: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Append a record; return whether it was written."""
+        """Append a record; return whether it was written. Any thread may call."""
+        with self._turn:
+            return self._record(action, by, subject, reason, dict(details or {}))
+
+    def _record(
+        self, action: Action, by: Actor, subject: str | None, reason: str, details: dict[str, Any]
+    ) -> bool:
         now = self._now()
         written_at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = msgspec.json.encode(
-            Record(
-                time=written_at, action=action, by=by, subject=subject, reason=reason, details=dict(details or {})
-            )
+            Record(time=written_at, action=action, by=by, subject=subject, reason=reason, details=details)
         )
         try:
             self._append(line + b"\n", now)
@@ -149,6 +156,10 @@ class Audit:
 
         For the agent to call now and then, as there may be no record for long; cheap unless an hour has passed.
         """
+        with self._turn:
+            self._tidy()
+
+    def _tidy(self) -> None:
         now = self._now()
         if abs(now - self._tidied) < min(_TIDY, self._retention / _SHARE):
             return

@@ -32,7 +32,10 @@ from tidegate.logs import configure
 from tidegate.measurement import TABLES, Bounds, Measurement
 from tidegate.model.snapshot import MapHealth, Ticks, View
 from tidegate.pools import fields as pool_fields
-from tidegate.pools.failfast import FailfastDriver
+from tidegate.pools.failfast import Refusals
+from tidegate.pools.keepers import Keepers
+from tidegate.pools.lease import Lease
+from tidegate.pools.updates import Told
 from tidegate.privacy import Addresses
 from tidegate.ratelimit import METHODS, STARTED_WITH, fields
 from tidegate.schedule import Schedule
@@ -77,7 +80,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         socket = Path(config.control.socket)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(AgentLock(socket.with_name("agent.lock")))
+            lock = socket.with_name("agent.lock")
+            stack.enter_context(AgentLock(lock))
             stack.callback(self._close_exporter)
             self._exporter = exporter_of(config)
             measurement = stack.enter_context(
@@ -92,7 +96,8 @@ class Agent:
             # In a thread: what asks the kernel over netlink has an event loop of its own.
             limiter = await asyncio.to_thread(limiter_of, config, audit)
             self._limiter = stack.enter_context(limiter) if limiter else None
-            self._breaker = await asyncio.to_thread(breaker_of, config, measurement, audit)
+            self._breaker = await asyncio.to_thread(breaker_of, config, measurement, audit, lock)
+            stack.callback(self._breaker.close)
             stack.enter_context(reading(loop, self._breaker.fd, self._breaker.read))
             asking = self._limiter.methods() if self._limiter else dict.fromkeys(METHODS, _no_limiter)
             server = ControlServer(
@@ -248,18 +253,22 @@ def audit_of(config: Config) -> Audit:
     return Audit(Path(audit.file), max_size=audit.max_size, files=audit.files, retention=audit.retention)
 
 
-def breaker_of(config: Config, measurement: Measurement, audit: Audit) -> Breaker:
+def breaker_of(config: Config, measurement: Measurement, audit: Audit, lock: Path) -> Breaker:
     """Start the breaker, with or without pools."""
+    journal = Path(config.breaker.journal)
 
-    def driver() -> FailfastDriver | None:
+    def refusals() -> Refusals | None:
         try:
             return measurement.failfast()
         except TidegateError as error:
             log.error("pools: failfast: connects can't be refused: %s", error)
             return None
 
+    def keepers(record: Callable[[Told], None]) -> Keepers:
+        return Keepers(journal, Lease(config.breaker.lease, journal, lock), refusals, record)
+
     return Breaker(
-        config.pools, config.breaker.freeze, measurement.http, driver, audit, cgroups=measurement.cgroups
+        config.pools, config.breaker.freeze, measurement.http, keepers, audit, cgroups=measurement.cgroups
     )
 
 

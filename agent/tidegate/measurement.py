@@ -26,7 +26,7 @@ from tidegate.identity.locations import Locations
 from tidegate.kernel.objects import Program, statistics_on
 from tidegate.kernel.probe import Host, node, probe, statistics_enabled
 from tidegate.model.snapshot import Health, ProgramHealth, Ticks, View
-from tidegate.pools.failfast import FailfastDriver
+from tidegate.pools.failfast import Refusals
 from tidegate.ports.watch import PortsWatch
 from tidegate.rates import Rates
 from tidegate.rates.locations import location_rows
@@ -93,7 +93,7 @@ class Measurement:
         self.bounds = bounds
         host = host or probe()
         self._cgroup2 = Path(host.cgroup2 or "/")
-        self._drivers: list[FailfastDriver] = []
+        self._refusals: list[Refusals] = []
         require(features(host))
         with contextlib.ExitStack() as stack:
             self._statistics_refused = _switch_on_statistics(stack) if statistics else None
@@ -178,12 +178,12 @@ class Measurement:
         """Return the name of the service of each cgroup2 id that is there."""
         return self._services.names()
 
-    def failfast(self) -> FailfastDriver:
-        """Make the driver that refuses connects; raises KernelError where the kernel doesn't let it."""
-        driver = FailfastDriver.start({**self._tcp.bpf.maps, **self.http.connections}, self._cgroup2)
-        self._open.callback(driver.close)
-        self._drivers.append(driver)
-        return driver
+    def failfast(self) -> Refusals:
+        """Make what refuses connects; raises KernelError where the kernel doesn't let it."""
+        refusals = Refusals.start({**self._tcp.bpf.maps, **self.http.connections}, self._cgroup2)
+        self._open.callback(refusals.close)
+        self._refusals.append(refusals)
+        return refusals
 
     @property
     def programs(self) -> list[Program]:
@@ -233,7 +233,7 @@ class Measurement:
             *self._resources.programs,
             *(self._disks.programs if self._disks else ()),
             *self.http.programs,
-            *(program for driver in self._drivers for program in driver.programs),
+            *(program for driver in self._refusals for program in driver.programs),
         )
         return read_programs(programs, self._statistics or statistics_enabled())
 

@@ -24,7 +24,7 @@ from tidegate.kernel.endpoints import Endpoint, Failfast, key_of
 from tidegate.kernel.layouts import POOL_COUNTS, POOL_ENDPOINT
 from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
-from tidegate.pools.failfast import FailfastDriver
+from tidegate.pools.failfast import Refusals
 
 pytestmark = pytest.mark.kernel
 ROOT = Path(probe().cgroup2 or "/")
@@ -168,12 +168,12 @@ def test_a_scope_is_refused_and_others_are_not(refusing: Refusing) -> None:
 
 
 @pytest.fixture
-def driving() -> Iterator[tuple[FailfastDriver, Watching]]:
+def driving() -> Iterator[tuple[Refusals, Watching]]:
     """The driver beside the programs that follow connections."""
     watching = Watching()
     try:
         watching.watch()
-        driver = FailfastDriver.start({**watching.tcp.bpf.maps, **watching.http.connections}, ROOT)
+        driver = Refusals.start({**watching.tcp.bpf.maps, **watching.http.connections}, ROOT)
         driver.renew()
         try:
             yield driver, watching
@@ -190,24 +190,24 @@ def connects(watching: Watching) -> bool:
         return error == 0
 
 
-def test_trials_are_told_and_permits_come_back(driving: tuple[FailfastDriver, Watching]) -> None:
+def test_trials_are_told_and_permits_come_back(driving: tuple[Refusals, Watching]) -> None:
     driver, watching = driving
-    driver.apply({watching.endpoint: 2})
+    driver.apply({watching.endpoint: 2}, [watching.endpoint])
     assert [connects(watching) for _ in range(4)] == [True, True, False, False]
     assert driver.begun() == {watching.endpoint: 2}
     assert driver.begun() == {}
-    driver.apply({watching.endpoint: 0})  # as both are under way
+    driver.apply({watching.endpoint: 0}, [watching.endpoint])  # as both are under way
     assert not connects(watching)
-    driver.apply({watching.endpoint: 1})  # one has come back
-    driver.apply({watching.endpoint: 1})
+    driver.apply({watching.endpoint: 1}, [watching.endpoint])  # one has come back
+    driver.apply({watching.endpoint: 1}, [watching.endpoint])
     assert [connects(watching) for _ in range(2)] == [True, False]
     assert driver.begun() == {watching.endpoint: 1}
-    driver.apply({})
+    driver.apply({}, [watching.endpoint])
     assert connects(watching)
     assert watching.http.endpoints.seen()[watching.endpoint].refused == 4
 
 
-def test_services_are_chosen_by_their_names(driving: tuple[FailfastDriver, Watching]) -> None:
+def test_services_are_chosen_by_their_names(driving: tuple[Refusals, Watching]) -> None:
     driver, watching = driving
     mine = next(
         os.stat(ROOT / line.split("::", 1)[1].strip().lstrip("/")).st_ino
@@ -216,7 +216,7 @@ def test_services_are_chosen_by_their_names(driving: tuple[FailfastDriver, Watch
     )
     driver.choose({watching.endpoint: ["shop/*", "nginx.service"]})
     driver.follow({mine: "nginx.service", mine + 1_000_000: "other.service"})
-    driver.apply({watching.endpoint: 0})
+    driver.apply({watching.endpoint: 0}, [watching.endpoint])
     assert not connects(watching)
     driver.follow({mine: "other.service"})
     assert connects(watching)
@@ -229,7 +229,7 @@ def test_services_are_chosen_by_their_names(driving: tuple[FailfastDriver, Watch
     assert not connects(watching)
 
 
-def test_idle_connections_are_ended_and_those_in_use_are_not(driving: tuple[FailfastDriver, Watching]) -> None:
+def test_idle_connections_are_ended_and_those_in_use_are_not(driving: tuple[Refusals, Watching]) -> None:
     driver, watching = driving
     kept, served = watching.connect()
     exchange(kept, served, OK_RESPONSE)
@@ -240,7 +240,7 @@ def test_idle_connections_are_ended_and_those_in_use_are_not(driving: tuple[Fail
     exchange(arriving, sending, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
     driver.end_idle()
     assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0  # nobody is out
-    driver.apply({watching.endpoint: 0})
+    driver.apply({watching.endpoint: 0}, [watching.endpoint])
     for part in (b"a", b"b"):
         driver.end_idle()
         sending.sendall(part)

@@ -64,19 +64,22 @@ class BreakerAgent(RunningAgent):
         (directory / "rule.yaml").write_text(RULE, encoding="utf-8")
         self.audit = directory / "audit.jsonl"
         extra = f"pools: {{{pools}}}\naudit: {{file: {self.audit}}}\nprivacy: {{client_addresses: plain}}\n"
+        extra += f"breaker: {{journal: {directory / 'journal'}}}\n"
         super().__init__(directory, 19472, interval=interval, extra=extra)
 
     def decisions(self) -> list[tuple[str, str, str | None]]:
         """Return action, reason and endpoint of each decision on the record."""
         if not self.audit.exists():
             return []
-        records = [json.loads(line) for line in self.audit.read_text(encoding="utf-8").splitlines()]
-        return [(record["details"]["action"], record["reason"], record["subject"]) for record in records]
+        return [(record["details"]["action"], record["reason"], record["subject"]) for record in self._records()]
 
     def details(self, action: str) -> list[dict[str, Any]]:
         """Return the details of each decision of one kind."""
+        return [record["details"] for record in self._records() if record["details"]["action"] == action]
+
+    def _records(self) -> list[dict[str, Any]]:
         records = [json.loads(line) for line in self.audit.read_text(encoding="utf-8").splitlines()]
-        return [record["details"] for record in records if record["details"]["action"] == action]
+        return [record for record in records if record["action"] == "breaker"]
 
     def states(self) -> dict[str, int]:
         """Return the state of each endpoint: 0 closed, 1 open, 2 half open."""

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from lab.lab import Lab
+from tests.lab.rigs.dns import DnsRig
+from tests.lab.rigs.failfast import FailfastRig
+from tests.lab.rigs.haproxy import HaproxyRig
 from tests.lab.rigs.null import NullRig
 from tests.lab.rigs.rig import ENDPOINTS, Rig, journal
 from tidegate.errors import DriverError
@@ -24,7 +27,12 @@ ALL_ACTIVE = dict.fromkeys(ENDPOINTS, Use.ACTIVE)
 REQUESTS = 60
 #: The slowest driver's own time to effect is some seconds (DNS answers are kept for their time to live).
 DEADLINE = 10.0
-RIGS: dict[str, Callable[[Lab], Rig]] = {"null": lambda _lab: NullRig()}
+RIGS: dict[str, Callable[[Lab], Rig]] = {
+    "null": lambda _lab: NullRig(),
+    "failfast": FailfastRig,
+    "haproxy": HaproxyRig,
+    "dns": DnsRig,
+}
 
 
 @pytest.fixture(params=RIGS)

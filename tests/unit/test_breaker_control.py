@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,9 @@ from tidegate.kernel.endpoints import Endpoint, Evidence, Seen
 from tidegate.kernel.layouts import PoolEvidence, TcpFailure
 from tidegate.model.breaker import State, Vitals
 from tidegate.model.outliers import Freeze, OutlierDetection, Probe
+from tidegate.pools.keepers import Keepers
+from tidegate.pools.lease import Lease
+from tidegate.pools.updates import Told
 
 pytestmark = pytest.mark.unit
 
@@ -71,10 +74,15 @@ class Driver:
         self.tried += lets_through
         return lets_through
 
-    def apply(self, refused: Mapping[Endpoint, int]) -> None:
+    def apply(self, refused: Mapping[Endpoint, int], among: Iterable[Endpoint]) -> list[Endpoint]:
+        assert list(among) == [ENDPOINT]
         wanted = refused.get(ENDPOINT)
         if wanted is None or self.granted is None or wanted != self.granted - self.told:
             self.granted, self.tried, self.told = wanted, 0, 0
+        return []
+
+    def refused(self) -> dict[Endpoint, int]:
+        return {} if self.granted is None else {ENDPOINT: self.granted}
 
     def begun(self) -> dict[Endpoint, int]:
         more, self.told = self.tried - self.told, self.tried
@@ -97,7 +105,7 @@ class Bench:
     """A breaker of one endpoint, out for two seconds after three failures."""
 
     def __init__(self, directory: Path, **pool: Any) -> None:
-        self.kernel, self.driver, self.now = Kernel(), Driver(), 100.0
+        self.kernel, self.driver, self.now, self.directory = Kernel(), Driver(), 100.0, directory
         audit = Audit(directory / "audit.jsonl", max_size=1 << 20, files=1, retention=1e6)
         detection = OutlierDetection(
             consecutive_5xx=3, consecutive_local_origin_failure=3, interval=0.5, base_ejection_time=2.0,
@@ -110,8 +118,12 @@ class Bench:
             )
         }  # fmt: skip
         self.breaker = Breaker(
-            pools, Freeze(), cast(Any, self.kernel), lambda: self.driver, audit, dict, clock=lambda: self.now
+            pools, Freeze(), cast(Any, self.kernel), self._keepers, audit, dict, clock=lambda: self.now
         )
+
+    def _keepers(self, record: Callable[[Told], None]) -> Keepers:
+        lease = Lease(10.0, self.directory, self.directory / "lock")
+        return Keepers(self.directory, lease, lambda: cast(Any, self.driver), record, clock=lambda: self.now)
 
     def tell(self, kind: PoolEvidence, code: int, age: float = 0.0) -> None:
         """Let something speak against the endpoint, now."""

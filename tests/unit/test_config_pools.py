@@ -304,7 +304,6 @@ def test_the_check_warns(tmp_path: Path) -> None:
         0,
         [
             f"{pool}one of 2 endpoints; one of them is 50",
-            f"{path}:8:5: pools.inventory.drivers: warning: drivers[0]: this version has no driver nginx yet",
             f"{path}: ok",
         ],
     )

@@ -61,11 +61,6 @@ def resolve(pools: Mapping[str, Pool], read_file: Callable[[Path], bytes] | None
         found.pools[name] = member
         for message in warnings(member.policy, len(pool.endpoints), member.connection_pool):
             found.warnings.append(Said(("pools", name), f"warning: {message}"))
-        for number, driver in enumerate(pool.drivers):
-            if driver.__struct_config__.tag != "failfast":
-                tag = driver.__struct_config__.tag
-                message = f"warning: drivers[{number}]: this version has no driver {tag} yet"
-                found.warnings.append(Said(("pools", name, "drivers"), message))
     return found
 
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from ipaddress import ip_address
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -20,13 +19,15 @@ from tidegate.breaker.evidence import event_of
 from tidegate.breaker.repeats import Repeats
 from tidegate.breaker.sight import Ways, evidence_of, vitals_of
 from tidegate.config.pools import FailfastDriver, Pool
-from tidegate.config.units import listen
 from tidegate.errors import TidegateError
 from tidegate.http.watch import HttpWatch
 from tidegate.kernel import endpoints as kernel
 from tidegate.model.breaker import Action, Decision, Event, Kind, PoolRow
 from tidegate.model.outliers import Freeze, Member
 from tidegate.model.snapshot import View
+from tidegate.pools.failfast import endpoint_of
+from tidegate.pools.keepers import Keepers
+from tidegate.pools.updates import Told
 
 log = logging.getLogger("tidegate")
 
@@ -36,33 +37,11 @@ REPEATED = 60.0
 _RENEWED, _LISTENED = 1.0, 0.1
 
 
-class Driver(Protocol):
-    """Keeps callers of this node from endpoints, as :class:`tidegate.pools.failfast.FailfastDriver` does."""
-
-    def renew(self) -> None:
-        """Have what is refused stay refused for a while."""
-
-    def apply(self, refused: Mapping[kernel.Endpoint, int]) -> None:
-        """Refuse connects to these, all but so many to each, and to no others."""
-
-    def begun(self) -> dict[kernel.Endpoint, int]:
-        """Return how many trials have begun since the last call."""
-
-    def choose(self, services: Mapping[kernel.Endpoint, Iterable[str]]) -> None:
-        """Say whose connects are refused, by endpoint."""
-
-    def end_idle(self) -> None:
-        """End connections to refused endpoints that have been idle since the call before."""
-
-    def follow(self, cgroups: Mapping[int, str]) -> None:
-        """Take the cgroups that there are, with their services."""
-
-
 class Breaker:
     """All pools of this node. Any thread may call; what they do takes turns.
 
-    ``driver`` makes the driver when the first pool asks for it; None where it can't. ``cgroups`` are those that
-    there are, with their services.
+    ``keepers`` makes the drivers, given what is to be told of each update. ``cgroups`` are those that there are,
+    with their services.
     """
 
     def __init__(
@@ -70,18 +49,18 @@ class Breaker:
         pools: Mapping[str, Pool],
         freeze: Freeze,
         http: HttpWatch,
-        driver: Callable[[], Driver | None],
+        keepers: Callable[[Callable[[Told], None]], Keepers],
         audit: Audit,
         cgroups: Callable[[], Mapping[int, str]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._http, self._make_driver, self._audit, self._cgroups = http, driver, audit, cgroups
+        self._http, self._audit, self._cgroups = http, audit, cgroups
         self._clock = clock
         self._turn = threading.Lock()
         self._engine = Engine(freeze, now=clock(), seed=time.time_ns())
-        self._driver: Driver | None = None
+        self._keepers = keepers(self._told)
+        self._out: frozenset[str] = frozenset()  # pools of which drivers keep somebody out
         self._members: dict[str, Member] = {}
-        self._pools: dict[str, Pool] = {}
         #: The pool and the name of each endpoint, and back.
         self._of: dict[kernel.Endpoint, tuple[str, str]] = {}
         self._at: dict[tuple[str, str], kernel.Endpoint] = {}
@@ -132,8 +111,8 @@ class Breaker:
         """Do what is due by the clock alone; to be called several times a second."""
         with self._turn:
             now = self._clock()
-            if self._driver is not None and now - self._renewed >= _RENEWED:
-                self._driver.renew()
+            if now - self._renewed >= _RENEWED:
+                self._keepers.beat()
                 self._renewed = now
             if now - self._listened >= _LISTENED and any(
                 member.policy.response_timeout for member in self._members.values()
@@ -157,11 +136,12 @@ class Breaker:
             decisions += self._gather(now, all_successes=True)
             self._time()
             self._follow_up(decisions)
-            if self._driver is not None:
-                self._driver.follow(self._cgroups())
+            refusals = self._keepers.refusals
+            if refusals is not None:
+                refusals.follow(self._cgroups())
             rows = self._rows()
-        if self._driver is not None:
-            self._driver.end_idle()
+        if refusals is not None:
+            refusals.end_idle()
         return rows
 
     def configure(self, pools: Mapping[str, Pool]) -> None:
@@ -216,7 +196,8 @@ class Breaker:
 
     def _begin_trials(self, now: float) -> None:
         """Tell the engine of the trials that the driver has let through."""
-        for endpoint, trials in self._driver.begun().items() if self._driver else ():
+        refusals = self._keepers.refusals
+        for endpoint, trials in refusals.begun().items() if refusals else ():
             if endpoint in self._of:
                 pool, name = self._of[endpoint]
                 for _ in range(trials):
@@ -246,7 +227,7 @@ class Breaker:
             self._follow_up(decisions, by)
             if any(not decision.enforced for decision in decisions):
                 return f"the pool's mode is {self._members[pool].policy.mode}"
-            if self._driver is None or not self._drives(pool):
+            if not self._keepers.acts(pool):
                 return "no driver keeps callers from it"
             return ""
 
@@ -256,7 +237,8 @@ class Breaker:
             return self._rows()
 
     def _rows(self) -> tuple[PoolRow, ...]:
-        """Add what the kernel alone knows of endpoints to the engine's rows."""
+        """Add to the engine's rows what the kernel alone knows of endpoints, and what became of it all."""
+        drivers = self._keepers.rows()
         known = {self._of[endpoint]: seen for endpoint, seen in self._counted.items()}
         return tuple(
             msgspec.structs.replace(
@@ -266,6 +248,7 @@ class Breaker:
                     for row in pool.endpoints
                     if (seen := known[pool.pool, row.endpoint])
                 ),
+                drivers=drivers.get(pool.pool, ()),
             )
             for pool in self._engine.rows()
         )
@@ -280,14 +263,12 @@ class Breaker:
             self._record(decision, by or agent())
 
     def _apply(self) -> None:
-        if self._driver is not None:
-            refused = self._engine.refused()
-            self._driver.apply(
-                {self._at[key]: permits for key, permits in refused.items() if self._drives(key[0])}
-            )
-
-    def _drives(self, pool: str) -> bool:
-        return any(isinstance(driver, FailfastDriver) for driver in self._pools[pool].drivers)
+        now, out = self._clock(), self._engine.out()
+        for pool in self._out - out.keys():
+            self._keepers.want(pool, {}, {}, now)
+        for pool, (refused, taken_out) in out.items():
+            self._keepers.want(pool, refused, taken_out, now)
+        self._out = frozenset(out)
 
     def _record(self, decision: Decision, by: Actor) -> None:
         details: dict[str, Any] = {
@@ -302,6 +283,20 @@ class Breaker:
             Audited.BREAKER, by=by, subject=decision.endpoint or None, reason=decision.reason, details=details
         )
 
+    def _told(self, told: Told) -> None:
+        """Put an update of a driver on the record; called in the driver's thread."""
+        details: dict[str, Any] = {
+            "pool": told.pool,
+            "driver": told.driver,
+            "target": told.target,
+            "changed": told.changed,
+            "seconds": round(told.seconds, 6),
+            "exchanges": [{"command": command, "answer": answer} for command, answer in told.exchanges],
+        }
+        if told.error:
+            details["error"] = told.error
+        self._audit.record(Audited.POOL, by=agent(), reason=str(told.result), details=details)
+
     # What the config changes.
 
     def _take_config(self, now: float) -> None:
@@ -310,7 +305,9 @@ class Breaker:
             return
         wanted = members(pools)
         of = {
-            _endpoint(address): (name, address) for name, member in wanted.items() for address in member.endpoints
+            endpoint_of(address): (name, address)
+            for name, member in wanted.items()
+            for address in member.endpoints
         }
         # Before all else, as it may be refused.
         self._http.watch(
@@ -321,29 +318,31 @@ class Breaker:
             decisions += self._engine.remove_pool(name, now)
         for name, member in wanted.items():
             decisions += self._engine.set_pool(name, member.policy, member.endpoints, now)
-        self._members, self._pools = wanted, dict(pools)
+        self._members = wanted
         self._of, self._at = of, {key: endpoint for endpoint, key in of.items()}
         seen = self._http.endpoints.seen()
         self._counted = {endpoint: self._counted.get(endpoint, count) for endpoint, count in seen.items()}
-        services = {
-            endpoint: self._services(name) for endpoint, (name, _) in self._of.items() if self._drives(name)
-        }
-        if services and self._driver is None:
-            self._driver = self._make_driver()
-        if self._driver is not None:
-            self._driver.choose(services)
-            self._driver.follow(self._cgroups())
-            self._driver.renew()
+        self._keepers.configure(pools, wanted)
+        refusals = self._keepers.refusals
+        if refusals is not None:
+            refusals.choose(
+                {self._at[name, address]: patterns for (name, address), patterns in self._services(pools)}
+            )
+            refusals.follow(self._cgroups())
+        self._keepers.beat()
         self._follow_up(decisions)
 
-    def _services(self, pool: str) -> list[str]:
-        drivers = [driver for driver in self._pools[pool].drivers if isinstance(driver, FailfastDriver)]
-        return [pattern for driver in drivers for pattern in driver.services]
+    def _services(self, pools: Mapping[str, Pool]) -> Iterator[tuple[tuple[str, str], list[str]]]:
+        """Yield whose connects are refused, by endpoint of the pools that have the kernel refuse them."""
+        for name, pool in pools.items():
+            drivers = [driver for driver in pool.drivers if isinstance(driver, FailfastDriver)]
+            for address in pool.endpoints if drivers else ():
+                yield (name, address), [pattern for driver in drivers for pattern in driver.services]
 
-
-def _endpoint(text: str) -> kernel.Endpoint:
-    found = listen(text)
-    return kernel.Endpoint(ip_address(found.host), found.port)
+    def close(self) -> None:
+        """Put back what was done to proxies."""
+        with self._turn:
+            self._keepers.close()
 
 
 def text_of(decision: Decision) -> str:

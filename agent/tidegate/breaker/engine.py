@@ -157,6 +157,10 @@ class Engine:
             for address, permits in pool.refused().items()
         }
 
+    def out(self) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
+        """Return, of each pool that has any, to whom connects are refused, and whom proxies are to take out."""
+        return {name: (refused, pool.out()) for name, pool in self._pools.items() if (refused := pool.refused())}
+
     def rows(self) -> tuple[PoolRow, ...]:
         """Return what is shown of all pools."""
         return tuple(pool.row() for pool in self._pools.values())

@@ -129,13 +129,21 @@ class Pool(Detector):
     # What is shown, and done.
 
     def refused(self) -> dict[str, int]:
-        """Return whom drivers are to refuse now, with how many trial connections may pass all the same."""
+        """Return to whom connects are refused now, with how many trials may still begin."""
         if not self._out.acts or self._out.panic:
             return {}
         return {
             address: ep.permits.left if ep.permits else 0
             for address, ep in self._endpoints.items()
             if ep.state is not State.CLOSED
+        }
+
+    def out(self) -> dict[str, int]:
+        """Return whom proxies are to take out now, with how many trial requests may be under way to each."""
+        trials = self.policy.probe.permits
+        return {
+            address: trials if self._endpoints[address].state is State.HALF_OPEN else 0
+            for address in self.refused()
         }
 
     def row(self) -> PoolRow:

@@ -10,6 +10,7 @@ from tidegate.audit import actor
 from tidegate.breaker.control import Breaker
 from tidegate.errors import UsageError
 from tidegate.model.breaker import PoolRow
+from tidegate.model.driver import DriverRow
 
 Params = Mapping[str, Any]
 
@@ -32,6 +33,9 @@ def methods(breaker: Breaker) -> dict[str, Callable[[Params, Peer], Any]]:
     def status(_params: Params, _peer: Peer) -> tuple[PoolRow, ...]:
         return breaker.rows()
 
+    def drivers(_params: Params, _peer: Peer) -> list[DriverRow]:
+        return [driver for pool in breaker.rows() for driver in pool.drivers]
+
     def changing(how: str, done: str) -> Callable[[Params, Peer], dict[str, str]]:
         def change(params: Params, peer: Peer) -> dict[str, str]:
             pool, endpoint = _text(params, "pool"), _text(params, "endpoint")
@@ -43,6 +47,7 @@ def methods(breaker: Breaker) -> dict[str, Callable[[Params, Peer], Any]]:
 
     return {
         "breaker.status": status,
+        "pools.list": drivers,
         "breaker.open": changing("open", "out, until 'tidegate breaker close' or 'reset'"),
         "breaker.close": changing("close", "back"),
         "breaker.reset": changing("reset", "back, and all about it forgotten"),

@@ -20,6 +20,7 @@ from tidegate.kernel.objects import BpfObject
 from tidegate.kernel.probe import probe
 from tidegate.model.feature import Feature, State
 from tidegate.pools import failfast
+from tidegate.pools.feature import of_drivers
 from tidegate.ratelimit import feature
 from tidegate.signals import disk, http, tcp
 
@@ -141,7 +142,7 @@ def _agent(path: Path) -> list[Feature]:
         remedy = "ask as root or as the agent's user, with the program of the agent's version"
         return [Feature(name="agent", state=State.DEGRADED, reason=str(error), remedy=remedy)]
     of_limiter = feature.of_limiter(view.limiter) if view.limiter else []
-    return [*agent(view.health, view.interval), *of_limiter]
+    return [*agent(view.health, view.interval), *of_limiter, *of_drivers(view.drivers)]
 
 
 def _line(feature: Feature) -> str:

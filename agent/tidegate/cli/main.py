@@ -9,7 +9,7 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import advise, breaker, config, doctor, importing, ratelimit, run, top
+from tidegate.cli import advise, breaker, config, doctor, importing, pools, ratelimit, run, top
 from tidegate.errors import ConfigError, TidegateError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command(name="doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.add_typer(ratelimit.app, name="ratelimit")
 app.add_typer(breaker.app, name="breaker")
+app.add_typer(pools.app, name="pools")
 app.add_typer(importing.app, name="import")
 
 

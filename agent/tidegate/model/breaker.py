@@ -11,6 +11,8 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
+from tidegate.model.driver import DriverRow
+
 Number = float | int | str
 
 
@@ -193,7 +195,10 @@ class Circuit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One pool. ``active`` endpoints are out; ``uncharged`` failures came while this node was frozen."""
+    """One pool. ``active`` endpoints are out; ``uncharged`` failures came while this node was frozen.
+
+    ``drivers`` is what became of that in proxies and in the kernel.
+    """
 
     pool: str
     mode: str
@@ -205,6 +210,7 @@ class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
     success_rate_average: float | None
     success_rate_threshold: float | None
     endpoints: tuple[EndpointRow, ...]
+    drivers: tuple[DriverRow, ...] = ()
 
     @property
     def frozen_by(self) -> dict[str, int]:

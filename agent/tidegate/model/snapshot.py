@@ -11,6 +11,7 @@ import msgspec
 
 from tidegate.model.breaker import Circuit, PoolRow, circuits
 from tidegate.model.disk import DiskRow, ServiceDiskRow
+from tidegate.model.driver import DriverRow, Updates, updates
 from tidegate.model.fields import Role
 from tidegate.model.finding import Finding
 from tidegate.model.histogram import Distribution
@@ -220,3 +221,13 @@ class View(Snapshot, frozen=True, kw_only=True):
     def circuits(self) -> tuple[Circuit, ...]:
         """The endpoints of all pools."""
         return circuits(self.pools or ())
+
+    @property
+    def drivers(self) -> tuple[DriverRow, ...]:
+        """The drivers of all pools."""
+        return tuple(driver for pool in self.pools or () for driver in pool.drivers)
+
+    @property
+    def pool_updates(self) -> tuple[Updates, ...]:
+        """Their updates."""
+        return updates(self.drivers)

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver that has the kernel refuse connects to an endpoint at once."""
+"""Has the kernel refuse connects to endpoints at once: for all pools together, and as the driver of one."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from ipaddress import ip_address
 from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
+from tidegate.config.units import listen
 from tidegate.errors import KernelError
 from tidegate.kernel.endpoints import Endpoint, Failfast
 from tidegate.kernel.maps import Map
 from tidegate.kernel.namespaces import network_namespaces, run_in_each
 from tidegate.kernel.objects import BpfObject, Program
+from tidegate.model.driver import Use
+from tidegate.pools.driver import Discovery, Exchange, Wanted
 
 log = logging.getLogger("tidegate")
 
@@ -26,7 +31,7 @@ _SHARED = ("pool_endpoints", "pool_counts", "http_sockets")
 _CONNECTS, _END_IDLE = ("failfast_4", "failfast_6"), "failfast_end_idle"
 
 
-class FailfastDriver:
+class Refusals:
     """Refuses connects of all services, or of those that a pool names (patterns as in the shell).
 
     ``shared`` are maps of another object, of which it takes the endpoints, to count in them what was refused.
@@ -84,9 +89,10 @@ class FailfastDriver:
         """Have what is refused stay refused until the lease is over."""
         self._kernel.renew(self._clock() + LEASE)
 
-    def apply(self, refused: Mapping[Endpoint, int]) -> None:
-        """Refuse connects to these, all but so many to each, and to no others."""
-        for endpoint in self._granted.keys() - refused.keys():
+    def apply(self, refused: Mapping[Endpoint, int], among: Iterable[Endpoint]) -> list[Endpoint]:
+        """Refuse connects to these, all but so many to each, and no others ``among`` these; return the changed."""
+        changed = [endpoint for endpoint in among if endpoint in self._granted and endpoint not in refused]
+        for endpoint in changed:
             self._kernel.allow(endpoint)
             del self._granted[endpoint]
             self._used.pop(endpoint, None)
@@ -96,6 +102,12 @@ class FailfastDriver:
                 self._kernel.refuse(endpoint, permits=permits, scope=self._scopes.get(endpoint, 0))
                 self._granted[endpoint], self._used[endpoint] = permits, 0
                 self._may_be_open = True
+                changed.append(endpoint)
+        return changed
+
+    def refused(self) -> dict[Endpoint, int]:
+        """Return to whom the kernel refuses connects, and how many trials it was told to let through."""
+        return {endpoint: entry.permits for endpoint, entry in self._kernel.entries().items()}
 
     def begun(self) -> dict[Endpoint, int]:
         """Return how many trials have begun since the last call, by endpoint."""
@@ -143,6 +155,58 @@ class FailfastDriver:
     def close(self) -> None:
         """Refuse nothing any more."""
         self._bpf.close()
+
+
+class FailfastDriver:
+    """One pool in the kernel; its endpoints by how the config writes them. It is quick, and needs no journal."""
+
+    target = "the kernel's connect()"
+    #: The kernel refuses nothing any more once the lease isn't renewed.
+    sticks = False
+    period = 1.0
+
+    def __init__(self, refusals: Refusals, endpoints: Mapping[str, Endpoint]) -> None:
+        self._refusals, self._endpoints = refusals, dict(endpoints)
+
+    def discover(self) -> Discovery:
+        """Return the kernel's release."""
+        release = platform.release()
+        warnings = ("callers see EPERM instead of ECONNREFUSED (Linux 5.18)",) if says_eperm(release) else ()
+        return Discovery(release, warnings)
+
+    def read(self) -> dict[str, Use]:
+        """Read the kernel's table."""
+        refused = self._refusals.refused()
+        found = {}
+        for name, endpoint in self._endpoints.items():
+            permits = refused.get(endpoint)
+            found[name] = Use.ACTIVE if permits is None else Use.TRIAL if permits else Use.EJECTED
+        return found
+
+    def apply(self, out: Wanted) -> list[Exchange]:
+        """Write the difference into the kernel's table."""
+        refused = {self._endpoints[name]: permits for name, permits in out.items() if name in self._endpoints}
+        changed = self._refusals.apply(refused, self._endpoints.values())
+        return [
+            Exchange(
+                f"{endpoint} {'allow' if endpoint not in refused else f'refuse, {refused[endpoint]} permits'}",
+                "written",
+            )
+            for endpoint in changed
+        ]
+
+    def restore(self) -> list[Exchange]:
+        """Refuse nothing any more."""
+        return self.apply({})
+
+    def close(self) -> None:
+        """Hold nothing: the programs are for all pools."""
+
+
+def endpoint_of(text: str) -> Endpoint:
+    """Return an endpoint of the config as the kernel has it."""
+    found = listen(text)
+    return Endpoint(ip_address(found.host), found.port)
 
 
 def says_eperm(release: str) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from tidegate.model.driver import UPDATE_BOUNDS
 from tidegate.model.fields import Field, Kind, Table
 
 _BY = ("reason", "enforced")
@@ -67,4 +68,59 @@ POOLS = Table(
     ),
 )
 
-TABLES = (CIRCUITS, POOLS)
+DRIVERS = Table(
+    name="drivers",
+    labels=("pool", "driver"),
+    fields=(
+        Field(
+            name="standings",
+            metric="pool_driver_state",
+            kind=Kind.GAUGE,
+            unit="state",
+            help="1 for how the driver stands to its proxy: ok, behind (it says something else than it was told), "
+            "away (it doesn't answer), starting, off.",
+            label="state",
+        ),
+        Field(
+            name="used",
+            metric="pool_endpoints",
+            kind=Kind.GAUGE,
+            unit="endpoints",
+            help="Endpoints by how the proxy itself says that it uses them; held: out by its operator, failed: "
+            "by its own checks.",
+            label="use",
+        ),
+        Field(
+            name="replays",
+            metric="pool_replays_total",
+            kind=Kind.COUNTER,
+            unit="replays",
+            help="Times a proxy had forgotten what it was told, and was told again.",
+        ),
+    ),
+)
+
+UPDATES = Table(
+    name="pool_updates",
+    labels=("pool", "driver", "result"),
+    fields=(
+        Field(
+            name="count",
+            metric="pool_updates_total",
+            kind=Kind.COUNTER,
+            unit="updates",
+            help="Updates of proxies: ok (the proxy says what was asked), unverified (it says something else), "
+            "failed, refused (too few endpoints would be left).",
+        ),
+        Field(
+            name="seconds",
+            metric="pool_update_seconds",
+            kind=Kind.HISTOGRAM,
+            unit="seconds",
+            help="Time from the breaker's decision until its result was known.",
+            bounds=UPDATE_BOUNDS,
+        ),
+    ),
+)
+
+TABLES = (CIRCUITS, POOLS, DRIVERS, UPDATES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -32,10 +33,10 @@ class Journal:
     """The journal of one driver of one pool, at ``path``; there is a file while there is something to put back.
 
     ``kept`` says whose it is. Raises DriverError where the file can't be read or written: then nothing may be
-    written to the proxy either.
+    written to the proxy either. Without a path it is kept in memory alone, for what doesn't outlive its writer.
     """
 
-    def __init__(self, path: Path, kept: Kept) -> None:
+    def __init__(self, path: Path | None, kept: Kept) -> None:
         self._path, self._kept = path, kept
         self._read_at: tuple[int, int] | None = None
         self.refresh()
@@ -71,6 +72,8 @@ class Journal:
 
     def refresh(self) -> None:
         """Take what another process has written meanwhile."""
+        if self._path is None:
+            return
         try:
             status = self._path.stat()
             if (status.st_ino, status.st_mtime_ns) == self._read_at:
@@ -86,6 +89,9 @@ class Journal:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Keep other processes that have a journal in this directory from writing meanwhile."""
+        if self._path is None:
+            yield
+            return
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._path.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -100,6 +106,9 @@ class Journal:
 
     def _write(self, entries: dict[str, Any]) -> None:
         kept = msgspec.structs.replace(self._kept, entries=entries)
+        if self._path is None:
+            self._kept = kept
+            return
         temporary = self._path.with_name(f".{self._path.name}.new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,9 +153,10 @@ def read(path: Path) -> Kept:
         ) from error
 
 
-def file_name(pool: str, driver: str) -> str:
-    """Return the name of a journal; of two pools or drivers never the same."""
-    return f"{_escaped(pool)}.{_escaped(driver)}.json"
+def file_name(kept: Kept) -> str:
+    """Return the name of a journal: of two pools, drivers, or sections of the config never the same."""
+    digest = hashlib.sha256(msgspec.json.encode(kept.config, order="sorted")).hexdigest()[:8]
+    return f"{_escaped(kept.pool)}.{_escaped(kept.driver)}.{digest}.json"
 
 
 def _escaped(text: str) -> str:

@@ -6,17 +6,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from tidegate.errors import DriverError
-from tidegate.model.driver import UPDATE_BOUNDS, DriverRow, Result, Standing, Updates, Use
-from tidegate.model.histogram import Distribution
+from tidegate.model.driver import DriverRow, Result, Standing, Use
 from tidegate.pools.driver import Discovery, Driver, Wanted
 from tidegate.pools.journal import Journal
 from tidegate.pools.plan import Plan, is_done, plan
+from tidegate.pools.updates import Counts, Told
 
 log = logging.getLogger("tidegate")
 
@@ -26,23 +24,19 @@ _AGAIN, _AT_MOST = 0.1, 1.0
 _SETTLES, _GLANCE = 0.5, 0.002
 
 
-class Told(NamedTuple):
-    """What an update did, for the record: ``changed`` are those whose use it was meant to change."""
+class Mode(NamedTuple):
+    """What a keeper may do by its pool's policy: read the proxy, write to it, but leave so many endpoints."""
 
-    driver: str
-    target: str
-    result: Result
-    changed: dict[str, str]
-    exchanges: Sequence[tuple[str, str]]
-    seconds: float
-    error: str
+    reads: bool
+    acts: bool
+    least: int
 
 
 class Keeper:
     """One driver of one pool, in a thread of its own, which ``start`` begins.
 
-    ``name`` is the driver's within the pool; ``least`` how many endpoints are left at least, by the policy.
-    ``acts`` is whether the pool's mode lets it write. ``record`` is told of each update, in the keeper's thread.
+    ``name`` is the driver's within the pool. ``record`` is told of each update, in the keeper's thread. With
+    ``once`` the thread ends by itself when all is put back that the journal tells.
     """
 
     def __init__(
@@ -51,18 +45,20 @@ class Keeper:
         name: str,
         driver: Driver,
         journal: Journal,
-        *,
-        least: int,
-        acts: bool,
+        mode: Mode,
         record: Callable[[Told], None],
+        *,
+        once: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool, self.name, self.driver, self._journal = pool, name, driver, journal
-        self._record, self._clock = record, clock
+        self._record, self._once, self._clock = record, once, clock
+        self._settles = getattr(driver, "settles", _SETTLES)
         self._woken = threading.Condition()
         self._wanted: dict[str, int] = {}
         self._decided: float | None = None
-        self._least, self._acts, self._ended, self._restores = least, acts, False, False
+        self._mode, self._ended, self._restores = mode, False, False
+        self._after: Keeper | None = None
         self._discovery: Discovery | None = None
         self._uses: dict[str, Use] = {}
         self._standing, self._error = Standing.STARTING, ""
@@ -70,13 +66,14 @@ class Keeper:
         self._delay = 0.0
         self._replays = 0
         self._done: Wanted = {}
-        self._counts = {result: _Counts() for result in Result}
+        self._counts = Counts()
         self._thread = threading.Thread(target=self._run, name=f"{pool} {name}", daemon=True)
 
     # What others call.
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, after: Keeper | None = None) -> None:
+        """Begin, where there is another one of the same proxy, after its end."""
+        self._after = after
         self._thread.start()
 
     def want(self, wanted: Wanted, decided: float) -> None:
@@ -91,12 +88,24 @@ class Keeper:
                     self._decided = decided
                 self._woken.notify()
 
-    def configure(self, *, least: int, acts: bool) -> None:
-        """Take another policy."""
+    @property
+    def wanted(self) -> Wanted:
+        """Who is to be out."""
         with self._woken:
-            if (least, acts) != (self._least, self._acts):
-                self._least, self._acts = least, acts
+            return dict(self._wanted)
+
+    def configure(self, mode: Mode) -> None:
+        """Take another mode."""
+        with self._woken:
+            if mode != self._mode:
+                self._mode = mode
                 self._woken.notify()
+
+    def leave(self) -> None:
+        """Have the thread end once all is put back, however long the proxy is away."""
+        with self._woken:
+            self._mode, self._once = Mode(reads=True, acts=False, least=0), True
+            self._woken.notify()
 
     def end(self, *, restore: bool) -> None:
         """Have the thread end after what it does now; with ``restore`` it puts back first what was found."""
@@ -104,11 +113,10 @@ class Keeper:
             self._ended, self._restores = True, restore
             self._woken.notify()
 
-    def join(self, timeout: float) -> bool:
+    def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread's end; tell whether it came."""
-        if self._thread.ident is None:
-            return True
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def row(self) -> DriverRow:
@@ -125,14 +133,20 @@ class Keeper:
             error=self._error,
             warnings=(*found.refusals, *found.warnings) if found else (),
             replays=self._replays,
-            updates=tuple(counts.row(self.pool, self.name, result) for result, counts in self._counts.items()),
+            updates=self._counts.rows(self.pool, self.name),
         )
 
     # What its thread does.
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
+            self._journal.refresh()
         while self._wait():
             self.turn()
+            if self._once and not self._journal.entries:
+                break
         if self._restores:
             self._restore()
         self.driver.close()
@@ -148,21 +162,28 @@ class Keeper:
     def turn(self) -> None:
         """Read, write the difference and read again, once."""
         with self._woken:
-            wanted, decided, acts = dict(self._wanted), self._decided, self._acts
-            least = self._least
+            wanted, decided, mode = dict(self._wanted), self._decided, self._mode
             self._decided = None
         began = self._clock() if decided is None else decided
         try:
+            if not mode.reads and not self._journal.entries:
+                self._uses, self._discovery, self._refused = {}, None, ()
+                self._settle(Standing.OFF, "")
+                return
             if self._discovery is None:
                 self._discovery = self.driver.discover()
             self._uses = self.driver.read()
-            if acts or self._journal.entries:
-                self._reconcile(plan(wanted if acts else {}, self._uses, least), began)
+            if mode.acts or self._journal.entries:
+                self._reconcile(plan(wanted if mode.acts else {}, self._uses, mode.least), began)
             else:
                 self._refused = ()
                 self._settle(Standing.OK, "")
         except DriverError as error:
             self._fail(error, began, again=decided)
+        except Exception as error:
+            # A fault of a driver must not end the keeper, or what is out would stay out for ever.
+            log.exception("pools: %s: %s: a fault of this program; it is tried again", self.pool, self.name)
+            self._fail(DriverError(f"a fault of this program: {error!r}"), began, again=decided)
 
     def _reconcile(self, planned: Plan, began: float) -> None:
         self._refused = planned.refused
@@ -172,10 +193,11 @@ class Keeper:
             return
         if self._done == planned.out and self._standing is Standing.OK:
             self._replays += 1
+            self._discovery = None  # it may be another version by now
         with self._journal.turn():
             exchanges = self.driver.apply(planned.out)
         self._uses = self.driver.read()
-        deadline = self._clock() + _SETTLES
+        deadline = self._clock() + self._settles
         while not is_done(planned.out, self._uses) and self._clock() < deadline:
             time.sleep(_GLANCE)
             self._uses = self.driver.read()
@@ -263,26 +285,8 @@ class Keeper:
         error: str,
     ) -> None:
         seconds = max(self._clock() - began, 0.0)
-        self._counts[result].add(seconds)
+        self._counts.add(result, seconds)
         if not error or error != self._error:  # each failure once
-            self._record(Told(self.name, self.driver.target, result, changed, exchanges, seconds, error))
-
-
-class _Counts:
-    """How many updates ended in one way, and after how long."""
-
-    def __init__(self) -> None:
-        self._buckets = [0] * (len(UPDATE_BOUNDS) + 1)
-        self._sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        self._buckets[bisect_left(UPDATE_BOUNDS, seconds)] += 1
-        self._sum += seconds
-
-    def row(self, pool: str, driver: str, result: Result) -> Updates:
-        buckets = tuple(accumulate(self._buckets))
-        none = None  # of an interval there is nothing to tell: updates are rare
-        distribution = Distribution(
-            p50=none, p90=none, p99=none, count=buckets[-1], sum=self._sum, buckets=buckets
-        )
-        return Updates(pool=pool, driver=driver, result=result, count=buckets[-1], seconds=distribution)
+            self._record(
+                Told(self.pool, self.name, self.driver.target, result, changed, exchanges, seconds, error)
+            )

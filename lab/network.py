@@ -135,7 +135,9 @@ def remove_cgroup(top: Path) -> None:
 
 def _empty(cgroup: Path, deadline: float = 5.0) -> None:
     end = time.monotonic() + deadline
-    while pids := (cgroup / "cgroup.procs").read_text(encoding="ascii").split():
+    # A process whose first thread has ended isn't listed any more, while its other threads still keep the cgroup.
+    while "populated 1" in (cgroup / "cgroup.events").read_text(encoding="ascii"):
+        pids = (cgroup / "cgroup.procs").read_text(encoding="ascii").split()
         if time.monotonic() > end:
             raise TimeoutError(f"lab: processes {', '.join(pids)} in {cgroup} don't end")
         for pid in pids:

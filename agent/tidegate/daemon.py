@@ -20,6 +20,7 @@ from tidegate.audit import Audit
 from tidegate.breaker import requests
 from tidegate.breaker.configured import members
 from tidegate.breaker.control import Breaker
+from tidegate.breaker.hearing import Hearing
 from tidegate.config import Config, load, units
 from tidegate.config.keys import Signals
 from tidegate.control.server import ControlServer
@@ -68,6 +69,7 @@ class Agent:
         self._advisor = Advisor(config.advice, config.residency, members(config.pools))
         self._limiter: RunningLimiter | None = None
         self._breaker: Breaker | None = None
+        self._hearing: Hearing | None = None
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT, or until :meth:`stop`; leaves no program, link or socket behind."""
@@ -99,6 +101,10 @@ class Agent:
             self._breaker = await asyncio.to_thread(breaker_of, config, measurement, audit, lock)
             stack.callback(self._breaker.close)
             stack.enter_context(reading(loop, self._breaker.fd, self._breaker.read))
+            self._hearing = Hearing(self._breaker, config.breaker.feed.listen, config.pools)
+            stack.callback(self._hearing.close)
+            if self._hearing.lines is not None:
+                stack.enter_context(reading(loop, self._hearing.lines.fileno(), self._hearing.read))
             asking = self._limiter.methods() if self._limiter else dict.fromkeys(METHODS, _no_limiter)
             server = ControlServer(
                 socket,
@@ -144,6 +150,8 @@ class Agent:
             self._limiter.configure(new.rate_limit, upstreams_of(new))
         if self._breaker is not None:
             self._breaker.configure(new.pools)
+        if self._hearing is not None:
+            self._hearing.configure(new.pools)
         if new.metrics != old.metrics:
             self._replace_exporter(old)
         if _for_the_next_start(new) != _for_the_next_start(old):
@@ -186,6 +194,9 @@ class Agent:
             except (TidegateError, OSError) as error:
                 log.error("breaker: a tick could not be done, the next one tries again: %s", error)
             measurement.name(self._breaker.names())
+        if self._hearing is not None:
+            self._hearing.tick()
+            view = with_health(view, self._hearing.losses(), {})
         if self._limiter is None:
             return view
         limiter, sources = self._limiter.tick()

@@ -43,7 +43,7 @@ def test_it_is_on_disk_before_it_returns_and_gone_when_all_is_put_back(tmp_path:
         assert again.entries.keys() == {A, B}
     again.drop(A, "unknown")
     again.clear()
-    assert [file.name for file in path.parent.iterdir()] == ["lock"]
+    assert [file.name for file in path.parent.iterdir()] == [".inventory.json.lock"]
     journal.refresh()
     assert not journal.entries
 
@@ -51,7 +51,7 @@ def test_it_is_on_disk_before_it_returns_and_gone_when_all_is_put_back(tmp_path:
 def test_a_turn_keeps_others_out(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "inventory.json", kept())
     with journal.turn():
-        other = os.open(tmp_path / "lock", os.O_RDWR)
+        other = os.open(tmp_path / ".inventory.json.lock", os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import msgspec
 
@@ -16,13 +16,14 @@ from tidegate.audit import Actor, Audit, agent
 from tidegate.breaker.configured import members
 from tidegate.breaker.engine import Engine
 from tidegate.breaker.evidence import event_of
+from tidegate.breaker.recorded import details_of, details_of_update, text_of
 from tidegate.breaker.repeats import Repeats
 from tidegate.breaker.sight import Ways, evidence_of, vitals_of
 from tidegate.config.pools import FailfastDriver, Pool
 from tidegate.errors import TidegateError
 from tidegate.http.watch import HttpWatch
 from tidegate.kernel import endpoints as kernel
-from tidegate.model.breaker import Action, Decision, Event, Kind, PoolRow
+from tidegate.model.breaker import Decision, Event, Kind, PoolRow
 from tidegate.model.outliers import Freeze, Member
 from tidegate.model.snapshot import View
 from tidegate.pools.failfast import endpoint_of
@@ -66,6 +67,7 @@ class Breaker:
         self._at: dict[tuple[str, str], kernel.Endpoint] = {}
         self._counted: dict[kernel.Endpoint, kernel.Seen] = {}
         self._ways, self._repeats = Ways(), Repeats(REPEATED)
+        self._heard: Counter[tuple[str, str]] = Counter()  # answers that proxies told of
         self._before: View | None = None
         self._wanted: Mapping[str, Pool] | None = pools
         self._renewed = self._listened = float("-inf")
@@ -148,6 +150,28 @@ class Breaker:
         """Take the pools of another config at the next tick."""
         self._wanted = pools
 
+    def blind(self) -> frozenset[tuple[str, str]]:
+        """Return the (pool, endpoint) whose answers the kernel can't read."""
+        return frozenset(self._of[at] for at, seen in list(self._counted.items()) if seen.is_encrypted)
+
+    def hear(self, events: Iterable[Event]) -> int:
+        """Take what a proxy says of endpoints, where the kernel can't read their answers; return of how many.
+
+        Of the others the kernel has told already.
+        """
+        heeded = 0
+        with self._turn:
+            now, blind = self._clock(), self.blind()
+            decisions: list[Decision] = []
+            for event in events:
+                if (event.pool, event.endpoint) in blind:
+                    heeded += event.count
+                    self._heard[event.pool, event.endpoint] += event.count
+                    decisions += self._engine.observe(event, now)
+            if heeded:
+                self._follow_up(decisions)
+        return heeded
+
     def _take(self, told: kernel.Evidence, now: float) -> Iterable[Decision]:
         known = self._of.get(told.endpoint)
         if known is None:  # not any more
@@ -191,6 +215,10 @@ class Breaker:
             decisions += self._engine.observe(Event(pool, name, Kind.CONNECT_OK, count=connected), now)
         if answered > 0:
             kind, code = (Kind.ANSWERED, None) if seen.is_encrypted else (Kind.HTTP, 200)
+            if seen.is_encrypted and (pool, name) in self._heard:
+                # Its proxy tells the status of each: that there was one only ends failures of connections.
+                detection = self._members[pool].policy.outlier_detection
+                kind, code = Kind.CONNECT_OK, 200 if detection.split_external_local_origin_errors else None
             decisions += self._engine.observe(Event(pool, name, kind, code=code, count=answered), now)
         return decisions
 
@@ -244,7 +272,12 @@ class Breaker:
             msgspec.structs.replace(
                 pool,
                 endpoints=tuple(
-                    msgspec.structs.replace(row, is_encrypted=seen.is_encrypted, refused=seen.refused)
+                    msgspec.structs.replace(
+                        row,
+                        is_encrypted=seen.is_encrypted,
+                        refused=seen.refused,
+                        heard=self._heard[pool.pool, row.endpoint],
+                    )
                     for row in pool.endpoints
                     if (seen := known[pool.pool, row.endpoint])
                 ),
@@ -271,31 +304,17 @@ class Breaker:
         self._out = frozenset(out)
 
     def _record(self, decision: Decision, by: Actor) -> None:
-        details: dict[str, Any] = {
-            "pool": decision.pool or None,
-            "action": str(decision.action),
-            "seconds": None if decision.until is None else round(decision.until - decision.t, 3),
-            "ejections": decision.ejections,
-            "enforced": decision.enforced,
-            **decision.evidence,
-        }
         self._audit.record(
-            Audited.BREAKER, by=by, subject=decision.endpoint or None, reason=decision.reason, details=details
+            Audited.BREAKER,
+            by=by,
+            subject=decision.endpoint or None,
+            reason=decision.reason,
+            details=details_of(decision),
         )
 
     def _told(self, told: Told) -> None:
         """Put an update of a driver on the record; called in the driver's thread."""
-        details: dict[str, Any] = {
-            "pool": told.pool,
-            "driver": told.driver,
-            "target": told.target,
-            "changed": told.changed,
-            "seconds": round(told.seconds, 6),
-            "exchanges": [{"command": command, "answer": answer} for command, answer in told.exchanges],
-        }
-        if told.error:
-            details["error"] = told.error
-        self._audit.record(Audited.POOL, by=agent(), reason=str(told.result), details=details)
+        self._audit.record(Audited.POOL, by=agent(), reason=str(told.result), details=details_of_update(told))
 
     # What the config changes.
 
@@ -319,6 +338,7 @@ class Breaker:
         for name, member in wanted.items():
             decisions += self._engine.set_pool(name, member.policy, member.endpoints, now)
         self._members = wanted
+        self._heard = Counter({key: count for key, count in self._heard.items() if key in self._at})
         self._of, self._at = of, {key: endpoint for endpoint, key in of.items()}
         seen = self._http.endpoints.seen()
         self._counted = {endpoint: self._counted.get(endpoint, count) for endpoint, count in seen.items()}
@@ -343,15 +363,3 @@ class Breaker:
         """Put back what was done to proxies."""
         with self._turn:
             self._keepers.close()
-
-
-def text_of(decision: Decision) -> str:
-    """Return a decision in words."""
-    where = " ".join(part for part in (decision.pool, decision.endpoint) if part) or "this node"
-    text = f"{where}: {decision.action}, {decision.reason}"
-    if decision.action is Action.EJECT and decision.until is not None:
-        text += f", for {decision.until - decision.t:.1f} s"
-    if not decision.enforced and decision.action is Action.EJECT:
-        text += " (not done: the pool's mode is not enforce)"
-    numbers = ", ".join(f"{name} {value}" for name, value in decision.evidence.items())
-    return f"{text} ({numbers})" if numbers else text

@@ -162,7 +162,7 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     ``ejections`` is the multiplier, ``ejected_total`` how often it was ejected. Success rates, in percent, are
     those of the last interval, None below the least volume. ``permits`` are trial connections that are left.
     ``is_encrypted``: it speaks no HTTP/1 that can be read, so status counts for nothing.
-    ``refused`` are connects that failfast refused.
+    ``refused`` are connects that failfast refused, ``heard`` answers that a proxy told of, as they can't be read.
     """
 
     endpoint: str
@@ -181,6 +181,7 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     detections: tuple[Detections, ...]
     is_encrypted: bool = False
     refused: int = 0
+    heard: int = 0
 
 
 class Circuit(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +193,7 @@ class Circuit(msgspec.Struct, frozen=True, kw_only=True):
     ejections: dict[tuple[str, str], int]
     overflow: dict[tuple[str, str], int]
     refused: int
+    heard: int
 
 
 class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +230,7 @@ def circuits(pools: Iterable[PoolRow]) -> tuple[Circuit, ...]:
             ejections=_counted(row, Action.EJECT, Action.LOG_ONLY),
             overflow=_counted(row, Action.OVERFLOW),
             refused=row.refused,
+            heard=row.heard,
         )
         for pool in pools
         for row in pool.endpoints

@@ -43,6 +43,13 @@ CIRCUITS = Table(
             unit="connections",
             help="Connects of this node that were refused at once, as the endpoint was out (failfast).",
         ),
+        Field(
+            name="heard",
+            metric="breaker_heard_answers_total",
+            kind=Kind.COUNTER,
+            unit="answers",
+            help="Answers whose status a proxy told (log, statistics), as the kernel can't read them (TLS).",
+        ),
     ),
 )
 

@@ -88,13 +88,14 @@ class Journal:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep other processes that have a journal in this directory from writing meanwhile."""
+        """Keep others that have this journal from writing meanwhile; those of other drivers go on."""
         if self._path is None:
             yield
             return
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._path.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            name = self._path.with_name(f".{self._path.name}.lock")
+            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._error("its directory can't be used", error) from error
         try:

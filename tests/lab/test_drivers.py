@@ -11,6 +11,7 @@ import pytest
 
 from lab.lab import Lab
 from tests.lab.rigs.dns import DnsRig
+from tests.lab.rigs.envoy import EnvoyRig
 from tests.lab.rigs.failfast import FailfastRig
 from tests.lab.rigs.haproxy import HaproxyRig
 from tests.lab.rigs.nginx import NginxRig
@@ -32,6 +33,7 @@ RIGS: dict[str, Callable[[Lab], Rig]] = {
     "null": lambda _lab: NullRig(),
     "nginx": NginxRig,
     "failfast": FailfastRig,
+    "envoy": EnvoyRig,
     "haproxy": HaproxyRig,
     "dns": DnsRig,
 }

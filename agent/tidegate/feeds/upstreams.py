@@ -10,6 +10,7 @@ is among them. What asks an upstream besides the request itself (auth_request, m
 
 from __future__ import annotations
 
+import functools
 import re
 from enum import StrEnum
 from typing import NamedTuple
@@ -94,19 +95,21 @@ def _try(peer: bytes, status: bytes, connect: bytes, answer: bytes, ended: float
     """Return a try that had ended then; None where there was none, as after a redirect."""
     if not peer and status in (b"", b"-"):
         return None
-    endpoint, is_asked = _endpoint(peer.decode("ascii", "backslashreplace"))
+    endpoint, is_asked = _endpoint(peer)
     code = int(status) if status.isdigit() else None
     connected, answered = _seconds(connect), _seconds(answer)
     failed = None if code is not None and answered is not None else _failed(code, connected, is_asked)
     return Try(endpoint, code, connected, answered, failed, ended - (answered or connected or 0.0))
 
 
-def _endpoint(peer: str) -> tuple[str, bool]:
-    """Return the endpoint and whether there is one."""
+@functools.lru_cache(maxsize=4096)
+def _endpoint(peer: bytes) -> tuple[str, bool]:
+    """Return the endpoint and whether there is one; remembered, as it costs more than all else of a line."""
+    text = peer.decode("ascii", "backslashreplace")
     try:
-        return units.endpoint(peer), True
+        return units.endpoint(text), True
     except ValueError:
-        return peer, peer.startswith("unix:")
+        return text, text.startswith("unix:")
 
 
 def _failed(status: int | None, connected: float | None, is_asked: bool) -> Failed:

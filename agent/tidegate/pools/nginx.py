@@ -164,11 +164,14 @@ class NginxDriver:
         return Change(self._path, edit, like=self._nginx.path)
 
     def _make(self, change: Change) -> None:
+        entries = set(self._journal.entries)
         try:
             self._reloader.make(change)
         except DriverError:
             if change.is_told:
                 self._doubt = self._uses_of(change.after)
+            elif self._load().data == change.before:
+                self._journal.drop(*(self._journal.entries.keys() - entries))
             raise
         file = self._load()
         if file.data == change.after:

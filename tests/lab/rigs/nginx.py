@@ -76,10 +76,6 @@ class NginxRig:
         servers: str = SERVERS,
         directory: Path | None = None,
     ) -> None:
-        self.lab = lab
-        for number in (6, 7, 8):
-            Nginx(lab.host(f"inventory{number}", number), f"inventory{number}", _ECHO)
-        self.client = lab.host("client", 4)
         if directory is None:
             directory = Path(lab.stack.enter_context(tempfile.TemporaryDirectory(prefix="tglab-")))
         self.includes = [directory / f"inventory{number}.conf" for number in range(pools)]
@@ -88,6 +84,9 @@ class NginxRig:
         for number, include in enumerate(self.includes):
             include.write_text(servers, encoding="ascii")
             blocks.append(_POOL.format(name=f"inventory{number}", include=include, port=PORT + number))
+        for number in (6, 7, 8):
+            Nginx(lab.host(f"inventory{number}", number), f"inventory{number}", _ECHO)
+        self.client = lab.host("client", 4)
         self.http = "".join(blocks)
         self.program = program
         self.host = lab.host("gateway", 16)

@@ -30,7 +30,9 @@ class StoryAgent(GatewayAgent):
     """The agent of the story's gateway."""
 
     def __init__(self, story: Story, directory: Path) -> None:
-        breaker = f"breaker: {{journal: {directory}/journal, lease: {LEASE}s}}\n"
+        # The load of the test itself must not count as this node's illness.
+        freeze = "freeze: {steal: 1, cpu_pressure: 1, memory_pressure: 1, io_pressure: 1}"
+        breaker = f"breaker: {{journal: {directory}/journal, lease: {LEASE}s, {freeze}}}\n"
         super().__init__(
             story.gateway, directory, story.rate_limit, interval="200ms", extra=story.config + breaker
         )

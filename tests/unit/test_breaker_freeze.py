@@ -43,6 +43,11 @@ def test_each_value_freezes_at_its_limit(name: str) -> None:
     assert gate.since == 2.0
 
 
+def test_a_share_with_a_limit_of_all_never_freezes() -> None:
+    gate = Gate(msgspec.structs.replace(LIMITS, cpu_pressure=1.0))
+    assert gate.judge(msgspec.structs.replace(WELL, cpu_pressure=1.03), 0, 0, 1.0) is None
+
+
 def test_what_is_not_measured_freezes_nothing() -> None:
     gate = Gate(LIMITS)
     assert gate.judge(Vitals(), 0, 0, 1.0) is None

@@ -122,11 +122,13 @@ class Gate:
         return Verdict(False, reasons, {"frozen_seconds": lasted})
 
     def _over(self, vitals: Vitals, failing: int, pools: int, part: float) -> dict[str, Number]:
-        """Return what is at or over its limit, or that part of it."""
+        """Return what is at or over its limit, or that part of it; a share's limit of 1 is none."""
         over: dict[str, Number] = {}
         for name in _SHARES:
             share: float | None = getattr(vitals, name)
-            if share is not None and share >= getattr(self.limits, name) * part:
+            limit: float = getattr(self.limits, name)
+            # A reading that is late makes a share of a little more than all.
+            if share is not None and limit < 1 and share >= limit * part:
                 over[name] = share
         for name in _COUNTS:
             count: int | None = getattr(vitals, name)

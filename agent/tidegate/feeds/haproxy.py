@@ -4,7 +4,8 @@
 ``hrsp_*`` are answers that have come from the server. The 502, 503 and 504 that HAProxy makes by itself are not in
 them, and neither is an answer that it throws away to try again (``retry-on 503``), which is in ``wretr`` alone. An
 interim answer (100, 103) can't be told from a 101 in ``hrsp_1xx``; both are successes. ``eresp`` counts some
-failures more than once. After a reload the old process counts on for itself, unseen. ``addr`` is given to the levels operator and admin only.
+failures more than once. After a reload the old process counts on for itself, unseen. ``addr`` is given to
+the levels operator and admin only.
 """
 
 from __future__ import annotations

@@ -69,6 +69,11 @@ class EnvoyDriver:
             refusals += [refusal] if refusal else []
             now = self._look().now
             cluster = now.cluster
+            if now.resources > 1:
+                warnings.append(
+                    f"{self._section.eds}: has {now.resources} resources, and Envoy rejects an EDS file with more "
+                    "than one ('Unexpected EDS resource length'); give each cluster a file of its own"
+                )
             missing = [endpoint for endpoint in self._endpoints if endpoint not in now.places]
             if missing:
                 warnings.append(f"{self._section.eds}: has no {', '.join(missing)}, which the pool has")

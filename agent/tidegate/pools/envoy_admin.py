@@ -145,6 +145,10 @@ class Admin:
                 return _hosts(status.host_statuses)
         return None
 
+    def statistics(self) -> bytes:
+        """Return what Envoy counts of the hosts of all clusters, as tidegate.feeds.envoy reads it."""
+        return bytes(self._ask("/clusters?format=json", msgspec.Raw))
+
     def cluster(self, assignment: str, file: str) -> Cluster | None:
         """Return the cluster that has these endpoints: of several one that reads the file, if any does."""
         for only in (_only("name_regex", assignment), ""):  # most clusters are called as their endpoints are

@@ -42,6 +42,8 @@ class Assignment:
             self._as_json = envoy_text.is_json(name)
             tree = envoy_text.parse(text, as_json=self._as_json)
             number, resource = _resource(tree, cluster)
+            #: Envoy 1.40 rejects a file that has more than one.
+            self.resources = len(tree["resources"])
             self.cluster = text_of(_get(resource, "cluster_name")) or ""
             self.places: dict[str, tuple[Place, ...]] = {}
             for endpoint, place in _places(resource, ("resources", number)):
@@ -63,8 +65,8 @@ class Assignment:
 
     def carries(self, endpoint: str, status: str, found: Iterable[str | None]) -> bool:
         """Tell whether an endpoint has a status wherever it was not out when it was found."""
-        pairs = [*_paired(self.statuses(endpoint), found)]
-        return bool(pairs) and all(now == status for now, then in pairs if then not in OUT)
+        ours = [now for now, then in _paired(self.statuses(endpoint), found) if then not in OUT]
+        return bool(ours) and all(now == status for now in ours)
 
     def with_out(self, endpoints: Iterable[str], status: str) -> Assignment:
         """Return the file with a status for these, wherever they aren't out yet."""

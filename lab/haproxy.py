@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.lab import Host
@@ -79,6 +79,18 @@ class Haproxy:
         self._process.kill()
         self._process.wait()
 
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Have the worker do nothing until the end of the block."""
+        worker = self.worker()
+        assert worker is not None
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            self._wait(lambda: _is_stopped(worker))
+            yield
+        finally:
+            os.kill(worker, signal.SIGCONT)
+
     def ask(self, command: str) -> str:
         """Send a line to its socket and return the answer."""
         with socket.socket(socket.AF_UNIX) as connection:
@@ -107,3 +119,9 @@ class Haproxy:
                 said = (self.directory / "log").read_text(encoding="utf-8")
                 raise RuntimeError(f"lab: haproxy of {self.unit} doesn't come up (exit code {code}): {said}")
             time.sleep(0.01)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tell whether all threads of a process have stopped, which they do some time after the signal (proc(5))."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(task.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T" for task in tasks)

@@ -120,18 +120,9 @@ class HaproxyDriver:
         return {endpoint: _of_all(found) for endpoint, found in uses.items()}
 
     def apply(self, out: Wanted) -> list[Exchange]:
-        """Set the servers that differ; all of them at once, in one line."""
-        backend = self._look()
+        """Set the servers that differ, all of them together."""
         entries = self._entries()
-        eject = ejects_by(backend, self._config)
-        shares = _shares(backend.servers, out)
-        steps = {}
-        for server in backend.servers:
-            entry = entries.get(server.name)
-            if server.is_sound and (entry is not None or server.endpoint in self._endpoints):
-                permits = shares.get(server.name) if server.endpoint in self._endpoints else None
-                steps[server.name] = plan(self._config.backend, server, entry, permits, eject)
-        return self._take(steps, entries)
+        return self._take(steps_of(self._look(), self._config, self._endpoints, entries, out), entries)
 
     def restore(self) -> list[Exchange]:
         """Put back what was found."""
@@ -198,6 +189,24 @@ class HaproxyDriver:
                 f"{self.target}: its journal: expected what this program writes, found: {error}; look at the "
                 "states of the servers yourself, then remove the file"
             ) from error
+
+
+def steps_of(
+    backend: Backend,
+    config: config_of.HaproxyDriver,
+    endpoints: Iterable[str],
+    entries: Mapping[str, Entry],
+    out: Wanted,
+) -> dict[str, Step]:
+    """Return what becomes of the pool's servers, and of those that the journal tells of; of no others."""
+    eject = ejects_by(backend, config)
+    permits = _shares(backend.servers, {endpoint: out[endpoint] for endpoint in endpoints if endpoint in out})
+    mine = frozenset(endpoints)
+    return {
+        server.name: plan(config.backend, server, entries.get(server.name), permits.get(server.name), eject)
+        for server in backend.servers
+        if server.is_sound and (server.endpoint in mine or server.name in entries)
+    }
 
 
 def use_of(server: Server, entry: Entry | None) -> Use:
@@ -283,7 +292,7 @@ def warnings_of(backend: Backend, config: config_of.HaproxyDriver, endpoints: It
                 "server serves its own clients; 'eject: maint'"
             )
     for what, names in {
-        "named by what is never written to the socket, and left alone": [
+        "whose name may not be written to the socket, or isn't theirs alone, so that they are left alone": [
             repr(server.name)[:80] for server in servers if not server.is_sound
         ],
         "resolved by DNS: they are followed by the address that they have now": [

@@ -11,7 +11,8 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -51,7 +52,11 @@ class State(StrEnum):
 
 
 class Server(NamedTuple):
-    """One server of a backend; ``endpoint`` as the config writes it, empty where it has no address or no port."""
+    """One server of a backend.
+
+    ``endpoint`` is as the config writes it, empty where it has no address or no port. ``is_sound`` tells whether
+    its name may be written to the socket, and means this server alone there.
+    """
 
     name: str
     endpoint: str
@@ -61,6 +66,7 @@ class Server(NamedTuple):
     weight: int
     maxconn: int
     has_agent: bool
+    is_sound: bool
 
     @property
     def state(self) -> State:
@@ -78,11 +84,6 @@ class Server(NamedTuple):
     def has_failed(self) -> bool:
         """Whether HAProxy's own checks, or its questions for the address, have taken it out."""
         return bool(self.admin & _NO_ADDRESS) or self.operation in (_STOPPED, _STOPPING)
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether its name may be written to the socket."""
-        return is_name(self.name)
 
 
 class Backend(NamedTuple):
@@ -246,9 +247,10 @@ def read_backend(text: str, backend: str) -> Backend | None:
     limits = {row.get("sid"): _number(row.get("slim") or "0") for row in found if row.get("type") == "2"}
     if any(state["srv_id"] not in limits for state in states):
         return None
+    counts = Counter(state["srv_name"] for state in states)
     return Backend(
         number,
-        tuple(_server(state, limits[state["srv_id"]]) for state in states),
+        tuple(_server(state, limits[state["srv_id"]], counts) for state in states),
         any(row.get("cookie") for row in found),
         frozenset(re.findall(r"^# table: ([^\s,]+)", before, re.MULTILINE)),
     )
@@ -295,9 +297,10 @@ def _states(text: str, backend: str) -> tuple[int, list[dict[str, str]]]:
     return _number(states[0]["be_id"]), states
 
 
-def _server(state: dict[str, str], maxconn: int) -> Server:
+def _server(state: dict[str, str], maxconn: int, counts: Mapping[str, int]) -> Server:
+    name = state["srv_name"]
     return Server(
-        name=state["srv_name"],
+        name=name,
         endpoint=_endpoint(state["srv_addr"], _number(state["srv_port"])),
         fqdn=state["srv_fqdn"].removeprefix("-"),
         admin=_number(state["srv_admin_state"]),
@@ -305,6 +308,7 @@ def _server(state: dict[str, str], maxconn: int) -> Server:
         weight=_number(state["srv_uweight"]),
         maxconn=maxconn,
         has_agent=bool(_number(state["srv_agent_state"]) & _CHECK_ENABLED),
+        is_sound=is_name(name) and counts[name] == 1,
     )
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from lab.closedloop import ClosedLoop
@@ -18,6 +20,7 @@ from tidegate.pools.haproxy_runtime import rows
 from tidegate.pools.journal import Journal
 
 BACKEND = "inventory"
+DEADLINE = 10.0
 PORT = 80
 #: Says who it is, and when the request came to it, in seconds since 1970.
 _ECHO = """\
@@ -106,3 +109,12 @@ class HaproxyRig:
 
 def _server(endpoint: str) -> str:
     return f"{BACKEND}/s{endpoint.partition(':')[0].rpartition('.')[2]}"
+
+
+def until(done: Callable[[], bool], what: str, seconds: float = DEADLINE) -> float:
+    """Wait for a condition, and return after how many seconds it held."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds, what
+        time.sleep(0.005)
+    return time.monotonic() - began

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ PORT = 80
 _UPSTREAM = """\
 log_format times '$msec $status';
 server {{
-    listen {port};
+    listen {port}{tls};
     root ./;
     keepalive_timeout 60s;
     keepalive_requests 1000000;
@@ -36,11 +37,13 @@ server {{
 """
 _NGINX = """\
 limit_req_zone $binary_remote_addr zone=auth:1m rate=10r/s;
+log_format tidegate_upstream '$upstream_addr $upstream_status $upstream_connect_time $upstream_header_time';
 keepalive_min_timeout 300ms;
 upstream auth_service {{ include {directory}/auth.conf; keepalive 32; }}
 upstream inventory_service {{ include {directory}/inventory.conf; keepalive 32; }}
 server {{
     listen 80;
+    {log}
     keepalive_timeout 60s;
     keepalive_requests 1000000;
     proxy_http_version 1.1;
@@ -48,9 +51,9 @@ server {{
     location /auth/ {{
         limit_req zone=auth burst=20 nodelay;
         limit_req_status 429;
-        proxy_pass http://auth_service;
+        proxy_pass {scheme}://auth_service;
     }}
-    location / {{ proxy_pass http://inventory_service; }}
+    location / {{ proxy_pass {scheme}://inventory_service; }}
 }}
 """
 _HAPROXY = """\
@@ -78,6 +81,16 @@ spec:
 """
 
 
+_TLS_OF_ENVOY = {
+    "transport_socket": {
+        "name": "tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+        },
+    }
+}
+
+
 class Way(NamedTuple):
     """How the gateway is reached: from a host, by an address and a port."""
 
@@ -90,16 +103,23 @@ class Story:
     """Visitors at 10.0.0.4, the gateway at 10.0.0.16, and behind it the upstreams, each an nginx.
 
     ``config`` is what Tidegate is told of it, as YAML; ``rate_limit`` limits the SYNs of a source at the gateway.
+    With ``tls`` the gateway speaks it to the upstreams; nginx then tells of them at the socket ``feed``.
     """
 
-    def __init__(self, lab: Lab, proxy: str, ejection: str = "30s") -> None:
+    def __init__(self, lab: Lab, proxy: str, ejection: str = "30s", *, tls: bool = False) -> None:
         self.directory = Path(lab.stack.enter_context(tempfile.TemporaryDirectory(prefix="tglab-")))
+        self.feed = self.directory / "upstreams.sock"
+        self._tls = tls
+        if tls:
+            _certify(self.directory)
         self.upstreams: dict[str, Nginx] = {}
         for endpoint in (*AUTH, *INVENTORY):
             address, _, port = endpoint.partition(":")
             number = int(address.rpartition(".")[2])
             name = f"{'auth' if endpoint in AUTH else 'inventory'}{number}"
-            self.upstreams[endpoint] = Nginx(lab.host(name, number), name, _UPSTREAM.format(port=port))
+            self.upstreams[endpoint] = Nginx(
+                lab.host(name, number), name, _UPSTREAM.format(port=port, tls=self._certificate())
+            )
         self.visitors = lab.host("visitors", 4)
         self.gateway = lab.host("gateway", 16)
         self.way = Way(self.visitors, self.gateway.v4, PORT)
@@ -126,6 +146,14 @@ class Story:
         lines = log.read_text(encoding="ascii").splitlines() if log.exists() else []
         return [(float(time), int(status)) for time, status in (line.split(" ") for line in lines)]
 
+    def _certificate(self) -> str:
+        """Return what stands behind the port of an upstream that speaks TLS."""
+        if not self._tls:
+            return ""
+        return (
+            f" ssl; ssl_certificate {self.directory}/server.pem; ssl_certificate_key {self.directory}/server.key"
+        )
+
     def _pool(self, name: str, endpoints: tuple[str, ...], driver: str, ejection: str) -> str:
         rule = self.directory / f"{name}-rule.yaml"
         rule.write_text(RULE.format(name=name, ejection=ejection), encoding="utf-8")
@@ -138,7 +166,9 @@ class Story:
         for name, endpoints in (("auth", AUTH), ("inventory", INVENTORY)):
             lines = "".join(f"server {endpoint} max_fails=0;\n" for endpoint in endpoints)
             (self.directory / f"{name}.conf").write_text(lines, encoding="ascii")
-        self.proxy = Nginx(self.gateway, "gateway", _NGINX.format(directory=self.directory), CURRENT_NGINX)
+        log = f"access_log syslog:server=unix:{self.feed},nohostname tidegate_upstream;" if self._tls else ""
+        servers = _NGINX.format(directory=self.directory, scheme="https" if self._tls else "http", log=log)
+        self.proxy = Nginx(self.gateway, "gateway", servers, CURRENT_NGINX)
         where = (
             f"config: {self.proxy.directory}/nginx.conf, prefix: {self.proxy.directory}, program: {CURRENT_NGINX}"
         )
@@ -151,7 +181,8 @@ class Story:
         config = _HAPROXY
         for name, endpoints in (("auth_service", AUTH), ("inventory_service", INVENTORY)):
             config += f"backend {name}\n"
-            config += "".join(f"    server s{number} {endpoint}\n" for number, endpoint in enumerate(endpoints))
+            tls = " ssl verify none" if self._tls else ""
+            config += "".join(f"    server s{number} {at}{tls}\n" for number, at in enumerate(endpoints))
         self.proxy = Haproxy(self.gateway, "gateway", config)
         auth, inventory = (
             f"{{haproxy: {{socket: {self.proxy.socket}, backend: {name}}}}}"
@@ -165,7 +196,7 @@ class Story:
         for name, endpoints in (("inventory", INVENTORY), ("auth", AUTH)):
             path = self.directory / f"{name}.json"
             path.write_text(json.dumps(_assignment(name, endpoints)), encoding="ascii")
-            clusters.append(Cluster(name, port, eds={"path": str(path)}))
+            clusters.append(Cluster(name, port, eds={"path": str(path)}, more=_TLS_OF_ENVOY if self._tls else {}))
             port += 1
         self.proxy = Envoy(self.gateway, clusters)
         self.way = Way(self.gateway, "127.0.0.1", PORT)
@@ -174,6 +205,13 @@ class Story:
             for name in ("auth", "inventory")
         )
         return auth, inventory
+
+
+def _certify(directory: Path) -> None:
+    """Make a key, and a certificate that nobody checks."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-keyout", f"{directory}/server.key", "-out", f"{directory}/server.pem", "-subj", "/CN=upstream"]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _assignment(name: str, endpoints: tuple[str, ...]) -> dict[str, object]:

@@ -29,10 +29,10 @@ LEASE = 2.0
 class StoryAgent(GatewayAgent):
     """The agent of the story's gateway."""
 
-    def __init__(self, story: Story, directory: Path) -> None:
+    def __init__(self, story: Story, directory: Path, breaker: str = "") -> None:
         # The load of the test itself must not count as this node's illness.
         freeze = "freeze: {steal: 1, cpu_pressure: 1, memory_pressure: 1, io_pressure: 1}"
-        breaker = f"breaker: {{journal: {directory}/journal, lease: {LEASE}s, {freeze}}}\n"
+        breaker = f"breaker: {{journal: {directory}/journal, lease: {LEASE}s, {freeze}{breaker}}}\n"
         super().__init__(
             story.gateway, directory, story.rate_limit, interval="200ms", extra=story.config + breaker
         )
@@ -124,3 +124,32 @@ def die_in_the_ejected_state(story: Story, agent: StoryAgent) -> None:
     wait_until(lambda: not list(agent.journal.glob("*.json")), "put back", LEASE + 10)
     assert time.monotonic() - died > LEASE / 2
     assert reached(story).keys() == set(INVENTORY)
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_what_a_proxy_says_counts_where_the_kernel_cannot_read_it(lab: Lab, proxy: str, tmp_path: Path) -> None:
+    story = Story(lab, proxy, ejection="60s", tls=True)
+    with StoryAgent(story, tmp_path, f", feed: {{listen: {story.feed}}}") as agent:
+        assert reached(story).keys() == set(INVENTORY)
+        agent.wait_for(
+            "a look at what can't be read",
+            lambda: all(row["is_encrypted"] for row in agent.pool()["endpoints"]),
+        )
+        time.sleep(2.5)  # so that statistics have been had since
+        before = {row["endpoint"]: row["heard"] for row in agent.pool()["endpoints"]}
+        answered = {endpoint: len(story.statuses(endpoint)) for endpoint in INVENTORY}
+        assert reached(story, 300).keys() == set(INVENTORY)
+        agent.wait_for("all answers", lambda: heard(agent, before) == grown(story, answered))
+        story.fail(FIRST)
+        assert set(reached(story)) <= {SECOND, THIRD, "503"}
+        agent.wait_for("an ejection", lambda: agent.uses()[FIRST] == "ejected")
+        assert next(row["reason"] for row in agent.pool()["endpoints"] if row["state"]) == "consecutive_5xx"
+        assert reached(story).keys() == {SECOND, THIRD}
+
+
+def heard(agent: StoryAgent, before: dict[str, int]) -> dict[str, int]:
+    return {row["endpoint"]: row["heard"] - before[row["endpoint"]] for row in agent.pool()["endpoints"]}
+
+
+def grown(story: Story, before: dict[str, int]) -> dict[str, int]:
+    return {endpoint: len(story.statuses(endpoint)) - count for endpoint, count in before.items()}

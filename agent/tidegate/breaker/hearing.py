@@ -21,6 +21,7 @@ log = logging.getLogger("tidegate")
 
 _LOST = ("malformed", "truncated")
 _Key = tuple[str, str]  # of a pool and the driver's name in it
+_Take = Callable[[Sequence[Event]], int]
 
 
 class Hearing:
@@ -51,7 +52,9 @@ class Hearing:
             for each in (one for several in tries for one in several):
                 pool = pools.get(each.endpoint)
                 if pool is not None:
-                    events += upstreams.events_of(each, pool)
+                    # A wait that the pool's response_timeout calls too long the kernel tells itself.
+                    asked = self._pools[pool].response_timeout if pool in self._pools else None
+                    events += upstreams.events_of(each, pool, timeouts=asked is None)
             self._breaker.hear(events)
 
     def configure(self, pools: Mapping[str, Pool]) -> None:
@@ -105,17 +108,37 @@ def _statistics(
     pool, name = key
     of = dict.fromkeys(endpoints, pool)
     if isinstance(section, HaproxyDriver):
-        from tidegate.feeds import haproxy  # noqa: PLC0415
-        from tidegate.pools import haproxy_runtime as runtime  # noqa: PLC0415
+        return _of_haproxy(f"{pool}: {name}", section, of, take)
+    return None if section.admin is None else _of_envoy(f"{pool}: {name}", section.admin, of, take)
 
-        def ask() -> haproxy.Sample:
-            servers = runtime.exchange(section.socket, runtime.show_servers(section.backend))
-            number = runtime.backend_number(servers, section.backend)
-            text = runtime.exchange(section.socket, f"show stat {number:d} 4 -1")
-            found = haproxy.parse(text)
-            if found is None:
-                raise TidegateError(f"haproxy {section.socket}: expected its statistics, found {text[:80]!r}")
-            return found
 
-        return Statistics(f"{pool}: {name}", ask, lambda old, new: haproxy.difference(old, new, of), take)
-    return None
+def _of_haproxy(name: str, section: HaproxyDriver, of: Mapping[str, str], take: _Take) -> Statistics[Any]:
+    from tidegate.feeds import haproxy  # noqa: PLC0415
+    from tidegate.pools import haproxy_runtime as runtime  # noqa: PLC0415
+
+    def ask() -> haproxy.Sample:
+        servers = runtime.exchange(section.socket, runtime.show_servers(section.backend))
+        number = runtime.backend_number(servers, section.backend)
+        text = runtime.exchange(section.socket, f"show stat {number:d} 4 -1")
+        found = haproxy.parse(text)
+        if found is None:
+            raise TidegateError(f"haproxy {section.socket}: expected its statistics, found {text[:80]!r}")
+        return found
+
+    return Statistics(name, ask, lambda old, new: haproxy.difference(old, new, of), take)
+
+
+def _of_envoy(name: str, address: str, of: Mapping[str, str], take: _Take) -> Statistics[Any]:
+    from tidegate.feeds import envoy  # noqa: PLC0415
+    from tidegate.pools.envoy_admin import Admin  # noqa: PLC0415
+
+    admin = Admin(address)
+
+    def ask() -> envoy.Sample:
+        text = admin.statistics()
+        found = envoy.parse(text)
+        if found is None:
+            raise TidegateError(f"envoy {address}: expected its statistics, found {text[:80]!r}")
+        return found
+
+    return Statistics(name, ask, lambda old, new: envoy.difference(old, new, of), take)

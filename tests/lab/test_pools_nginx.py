@@ -21,9 +21,11 @@ from lab.lab import Lab
 from tests.lab.rigs.nginx import MINIMUM, PORT, SERVERS, SHUTDOWN, NginxRig
 from tests.lab.rigs.rig import ENDPOINTS, journal
 from tidegate.errors import DriverError
-from tidegate.model.driver import Use
-from tidegate.pools import nginx_servers
+from tidegate.model.driver import Standing, Use
+from tidegate.pools import nginx, nginx_servers
+from tidegate.pools.keeper import Keeper, Mode
 from tidegate.pools.nginx import NginxDriver
+from tidegate.pools.nginx_process import _children, _children_by_all
 from tidegate.pools.nginx_reload import Change
 
 pytestmark = pytest.mark.lab
@@ -217,6 +219,32 @@ def test_changes_of_several_pools_at_the_same_time_are_one_reload(lab: Lab, tmp_
     assert reloads(log) - before == 3
 
 
+def test_keepers_of_several_pools_share_a_reload(lab: Lab, tmp_path: Path) -> None:
+    rig = NginxRig(lab, pools=3)
+    log = log_of(rig)
+    keepers = []
+    for path in rig.includes:
+        kept = journal(tmp_path, path.stem)
+        driver = rig.driver_of(path, kept)
+        mode = Mode(reads=True, acts=True, least=1)
+        keepers.append(Keeper(path.stem, "nginx", driver, kept, mode, lambda _told: None))
+    for keeper in keepers:
+        keeper.start()
+    until(lambda: all(keeper.row().standing is Standing.OK for keeper in keepers), "all have looked")
+    before = reloads(log)
+    now = time.monotonic()
+    for keeper in keepers:
+        keeper.want({FIRST: 0}, now)
+    until(lambda: all(keeper.row().uses[FIRST] is Use.EJECTED for keeper in keepers), "all have done it")
+    # The first goes at once; who comes while it is under way is in it, or all are in the next one.
+    assert 1 <= reloads(log) - before <= 2
+    for keeper in keepers:
+        keeper.end(restore=True)
+    assert all(keeper.join(PATIENCE) for keeper in keepers)
+    assert reloads(log) - before <= 4
+    assert {path.read_text(encoding="ascii") for path in rig.includes} == {SERVERS}
+
+
 def test_a_change_that_nginx_refuses_does_not_take_that_of_another_pool_along(lab: Lab, tmp_path: Path) -> None:
     rig = NginxRig(lab, pools=2)
     driver = rig.driver(journal(tmp_path, "nginx"))
@@ -279,6 +307,21 @@ def test_an_agent_that_died_before_the_reload_is_made_good(lab: Lab, tmp_path: P
     assert third.read() == ALL_ACTIVE
     assert set(rig.reached(30)) == set(ENDPOINTS)
     assert rig.state() == before
+
+
+def test_times_of_before_the_clock_was_set_tell_nothing(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = NginxRig(lab)
+    rig.driver(journal(tmp_path, "nginx")).apply({FIRST: 0})
+    assert rig.driver(journal(tmp_path, "nginx")).read()[FIRST] is Use.EJECTED, "its workers are younger"
+    driver = rig.driver(journal(tmp_path, "nginx"))
+    offset = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(nginx, "_offset", lambda: offset + 3600)
+    for _ in range(2):
+        assert driver.read()[FIRST] is not Use.EJECTED, "it can't be told any more"
+    assert driver.apply({FIRST: 0})[-1].command.startswith("kill -HUP")
+    assert driver.read()[FIRST] is Use.EJECTED
 
 
 def test_other_lines_that_an_operator_writes_meanwhile_stay(lab: Lab, tmp_path: Path) -> None:
@@ -363,6 +406,7 @@ def test_workers_that_do_not_end_are_counted(lab: Lab, tmp_path: Path) -> None:
     assert client.stdout is not None
     assert client.stdout.readline() == "ready\n"
     driver.apply({FIRST: 0})
+    assert sorted(_children(rig.proxy.pid)) == sorted(_children_by_all(rig.proxy.pid))
     count, memory = driver.old_workers()
     assert (count, memory > 100_000) == (1, True)
     assert driver.read()[FIRST] is Use.EJECTED, "for new requests they don't count"

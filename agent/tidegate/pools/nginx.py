@@ -85,7 +85,7 @@ class NginxDriver:
         Where that can't be told, as somebody has written the file and may have reloaded nginx in the same instant,
         whoever may be out by Tidegate's doing is ``TRIAL``, so that it is made certain by a reload of our own.
         """
-        return self._running().uses
+        return dict(self._running().uses)
 
     def apply(self, out: Wanted) -> list[Exchange]:
         """Write the file, have nginx test its config, reload it, and wait until its new workers serve.
@@ -207,11 +207,14 @@ class NginxDriver:
                 self._nginx.forget()  # its pid file may be another one when it comes again
             raise
         file = self._load()
-        uses = self._uses_of(file.data)
         known, known_workers = self._known or ({}, frozenset())
-        if workers.live & known_workers and file.stamp != self._in_force:
+        if file.stamp is not None and file.stamp == self._in_force:
+            self._known = known, workers.live
+            return _Running(known, is_certain=True)
+        if workers.live & known_workers:
             return _Running(known, is_certain=True)  # a reload would have replaced them all
-        if file.stamp is not None and (file.stamp == self._in_force or self._is_younger(workers, file)):
+        uses = self._uses_of(file.data)
+        if file.stamp is not None and self._is_younger(workers, file):
             self._settle(file, workers.live)
             return _Running(uses, is_certain=True)
         return _Running({name: self._doubtful(name, use, known) for name, use in uses.items()}, is_certain=False)

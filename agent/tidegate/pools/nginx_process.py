@@ -25,6 +25,7 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 RESOLUTION = 2 * TICK
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TEST_TIMEOUT = 60.0
+_NSENTER = "nsenter"
 
 
 class Process(NamedTuple):
@@ -170,9 +171,8 @@ class Nginx:
                 timeout=timeout,
             )
         except OSError as error:
-            raise DriverError(
-                f"{argv[0]}: can't be run: {error.strerror or error}; set 'program' of the driver to nginx"
-            ) from error
+            remedy = "install util-linux" if argv[0] == _NSENTER else "set 'program' of the driver to nginx"
+            raise DriverError(f"{argv[0]}: can't be run: {error.strerror or error}; {remedy}") from error
         except subprocess.TimeoutExpired as error:
             raise DriverError(
                 f"{' '.join(argv)}: no end after {timeout:g} s; nginx may be waiting for the DNS to resolve names"
@@ -227,4 +227,4 @@ def _enter(master: int) -> list[str]:
             f"nginx: {theirs} can't be read: {error.strerror}; the agent needs CAP_SYS_PTRACE, or to be root",
             away=isinstance(error, FileNotFoundError),
         ) from error
-    return ["nsenter", f"--net={theirs}"]
+    return [_NSENTER, f"--net={theirs}"]

@@ -58,6 +58,8 @@ class Responder:
 
     def __init__(self, listen: Listen, sockets: Sockets, clock: Callable[[], float] = time.monotonic) -> None:
         self.listen, self._sockets, self._clock = listen, sockets, clock
+        #: Where it listens: the port is the kernel's choice for 0.
+        self.address: tuple[str, int] = sockets.udp.getsockname()[:2]
         self._loopback = ipaddress.ip_address(listen.host).is_loopback
         self._zones: dict[str, Zone] = {}
         self._counts: Counter[str] = Counter(dict.fromkeys((*RESULTS, "foreign", "undelivered"), 0))
@@ -247,7 +249,7 @@ def bind(listen: Listen) -> Sockets:
             udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             udp.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        tcp.listen(_CONNECTIONS)
+        tcp.listen()
         stack.pop_all()
     return Sockets(udp, tcp)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lab.closedloop import ClosedLoop
@@ -28,6 +28,7 @@ PATIENCE = 20.0
 ECHO = """\
 server {
     listen 5000;
+    listen 5001;
     listen [::]:5000;
     keepalive_timeout 60s;
     keepalive_requests 1000000;
@@ -72,16 +73,27 @@ def memory() -> Journal:
 
 
 class DnsRig:
-    """nginx on the host ``gateway``, which an agent has answered before; three endpoints, and a client."""
+    """nginx on the host ``gateway``, which an agent has answered before; three endpoints, and a client.
+
+    ``server`` is how nginx asks for the pool, ``family`` what it leaves out.
+    """
 
     name = "dns"
     has_operator = False
     can_be_away = True
 
-    def __init__(self, lab: Lab, server: str = f"{NAME}:5000", family: str = " ipv6=off") -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        server: str = f"{NAME}:5000",
+        family: str = " ipv6=off",
+        endpoints: Sequence[str] = ENDPOINTS,
+    ) -> None:
+        self.endpoints = endpoints
         for number in (6, 7, 8):
             Nginx(lab.host(f"inventory{number}", number), f"inventory{number}", ECHO)
         self.client, self.gateway = lab.host("client", 4), lab.host("gateway", 16)
+        Nginx(self.gateway, "local", ECHO)  # at all addresses of 127.0.0.0/8
         self.opener = within(self.gateway)
         first = self.driver(memory())
         self.proxy = Nginx(self.gateway, "gateway", GATEWAY.format(server=server, family=family), CURRENT_NGINX)
@@ -89,7 +101,9 @@ class DnsRig:
         first.close()
 
     def driver(self, journal: Journal) -> DnsDriver:
-        made = DnsDriver(ENDPOINTS, config_of.DnsDriver(name=NAME, listen=LISTEN), journal, opener=self.opener)
+        made = DnsDriver(
+            self.endpoints, config_of.DnsDriver(name=NAME, listen=LISTEN), journal, opener=self.opener
+        )
         made.discover()
         self._latest = made
         return made
@@ -100,7 +114,9 @@ class DnsRig:
 
     def reached(self, requests: int) -> Counter[str]:
         results = ClosedLoop(self.client, "10.0.0.16", PORT, workers=3, count=requests).results()
-        return Counter(result.body if result.status == 200 else str(result.status) for result in results)
+        return Counter(
+            _endpoint(result.body) if result.status == 200 else str(result.status) for result in results
+        )
 
     def hold(self, endpoint: str) -> None:
         raise NotImplementedError
@@ -127,6 +143,11 @@ class DnsRig:
         end = time.monotonic() + PATIENCE
         while (found := self.reached(1)).keys() & {"502", "0"}:
             assert time.monotonic() < end, found
+
+
+def _endpoint(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    return str(Listen(host, int(port)))
 
 
 def _is_away(driver: DnsDriver) -> bool:

@@ -150,6 +150,19 @@ def test_a_proxy_that_forgets_is_told_again() -> None:
     assert (bench.driver.uses[A], bench.keeper.row().replays) == (Use.EJECTED, 1)
 
 
+def test_a_limit_of_trials_that_is_forgotten_is_told_again() -> None:
+    bench = Bench()
+    bench.want(a=0)
+    bench.want(a=2)
+    assert bench.driver.uses[A] is Use.TRIAL
+    bench.driver.uses = dict(ALL)
+    bench.keeper.turn()
+    assert bench.driver.uses[A] is Use.TRIAL
+    told = len(bench.driver.told)
+    bench.keeper.turn()
+    assert len(bench.driver.told) == told
+
+
 def test_a_proxy_that_is_away_is_told_when_it_is_back_and_said_once() -> None:
     bench = Bench()
     bench.driver.is_away = True

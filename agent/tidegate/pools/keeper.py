@@ -66,6 +66,7 @@ class Keeper:
         self._delay = 0.0
         self._replays = 0
         self._done: Wanted = {}
+        self._was: dict[str, Use] = {}
         self._counts = Counts()
         self._thread = threading.Thread(target=self._run, name=f"{pool} {name}", daemon=True)
 
@@ -199,6 +200,8 @@ class Keeper:
         self._uses = self.driver.read()
         deadline = self._clock() + self._settles
         while not is_done(planned.out, self._uses) and self._clock() < deadline:
+            if self._decided is not None or self._ended:
+                return  # passed over
             time.sleep(_GLANCE)
             self._uses = self.driver.read()
         self._settle_by(planned, began, changed, exchanges)
@@ -211,8 +214,9 @@ class Keeper:
             message = f"{self.driver.target}: it was told, but says: {others}; it is told again"
             self._tell(Result.UNVERIFIED, began, changed, exchanges, message)
             self._settle(Standing.BEHIND, message)
+            self._come_back_to(began)
             return
-        self._done = planned.out
+        self._done, self._was = planned.out, self._uses
         if changed or exchanges:
             self._tell(Result.OK, began, changed, exchanges, "")
         if planned.refused:
@@ -241,8 +245,15 @@ class Keeper:
         return changed
 
     def _is_behind(self, out: Wanted) -> bool:
-        """Tell whether there is something to write although each use is right, as leftovers of a journal."""
-        return bool(self._journal.entries) and (self._done != out or not out)
+        """Tell whether there is something to write although each use is right.
+
+        That are leftovers of a journal, and a limit of trials that the proxy has forgotten.
+        """
+        if self._journal.entries and (self._done != out or not out):
+            return True
+        return any(
+            permits and self._was.get(name) is Use.TRIAL is not self._uses[name] for name, permits in out.items()
+        )
 
     def _restore(self) -> None:
         began = self._clock()
@@ -260,9 +271,13 @@ class Keeper:
             self._uses = {}
             self._discovery = None  # another version may come back
         self._settle(Standing.AWAY if error.away else Standing.BEHIND, str(error))
+        self._come_back_to(again)
+
+    def _come_back_to(self, decided: float | None) -> None:
+        """Try a decision again, after the delay."""
         with self._woken:
             if self._decided is None:
-                self._decided = again
+                self._decided = decided
 
     def _settle(self, standing: Standing, error: str) -> None:
         if error:

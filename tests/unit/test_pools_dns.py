@@ -168,7 +168,7 @@ def test_another_class_is_not_answered() -> None:
 
 @pytest.mark.parametrize(("edns", "room"), [(0, 512), (100, 512), (900, 900), (4096, 1232)])
 def test_what_is_too_long_for_udp_is_cut_and_complete_over_tcp(edns: int, room: int) -> None:
-    for count in range(20, 90):
+    for count in (20, 27, 28, 29, 30, 48, 53, 54, 55, 73, 74, 75, 89):
         zone = Zone(NAME, [f"10.0.0.{number}:5000" for number in range(count)], 1.0)
         found = ask(zone, question(edns=edns))
         record = parsed(found)

@@ -160,12 +160,11 @@ def _cluster(cluster: Cluster) -> dict[str, Any]:
         "name": cluster.name,
         "connect_timeout": "1s",
         "common_lb_config": dict(cluster.common_lb_config),
-        **cluster.more,
     }
     if cluster.outlier_detection:
         found["outlier_detection"] = dict(cluster.outlier_detection)
     if cluster.eds is not None:
         eds = {"eds_config": {"path_config_source": dict(cluster.eds), "resource_api_version": "V3"}}
-        return {**found, "type": "EDS", "eds_cluster_config": eds}
+        return {**found, "type": "EDS", "eds_cluster_config": eds, **cluster.more}
     assignment = {"cluster_name": cluster.name, "endpoints": [{"lb_endpoints": endpoints}]}
-    return {**found, "type": "STATIC", "load_assignment": assignment}
+    return {**found, "type": "STATIC", "load_assignment": assignment, **cluster.more}

@@ -255,9 +255,8 @@ def test_how_many_may_be_out_before_panic() -> None:
 
 
 def test_what_is_worth_a_look() -> None:
-    defaults = Cluster("inventory", "inventory", "/x", None, 50.0, 1.0)
-    panic, window = worth_a_look(defaults, 3)
+    defaults = Cluster("inventory", "inventory", "/x", None, 50.0)
+    (panic,) = worth_a_look(defaults, 3)
     assert "of 3 endpoints at most 1 may be out; with 2 out Envoy panics and sends to all 3" in panic
     assert "common_lb_config: {healthy_panic_threshold: {value: 0}}" in panic
-    assert "common_lb_config: {update_merge_window: 0s}" in window
-    assert worth_a_look(defaults._replace(panic=0.0, merge_window=0.0), 3) == []
+    assert worth_a_look(defaults._replace(panic=0.0), 3) == []

@@ -108,7 +108,7 @@ class EnvoyDriver:
             for endpoint in self._endpoints
             if out.get(endpoint) == 0 and endpoint in look.base.places and not look.base.is_out(endpoint)
         ]
-        target = look.base.with_out(ejected, self._status)
+        target = self._keep(look.base.with_out(ejected, self._status))
         is_so = not look.is_foreign and target.text == look.seen.text
         if is_so and (ejected or not self._journal.entries):
             return []
@@ -151,10 +151,12 @@ class EnvoyDriver:
 
     def _parsed(self, text: bytes) -> Assignment:
         found = self._known.get(text)
-        if found is None:
-            found = Assignment(self._section.eds, text, self._section.cluster)
-            self._known = dict([*self._known.items(), (text, found)][-2:])
-        return found
+        return self._keep(Assignment(self._section.eds, text, self._section.cluster)) if found is None else found
+
+    def _keep(self, assignment: Assignment) -> Assignment:
+        """Have the last ones at hand: the same file is read again and again."""
+        self._known = dict([*self._known.items(), (assignment.text, assignment)][-2:])
+        return assignment
 
     def _write(self, look: _Look, target: Assignment, found: _Found) -> None:
         """Write a file in which some are out; first what can't be told from it any more goes to the journal."""

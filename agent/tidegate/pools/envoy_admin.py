@@ -33,7 +33,7 @@ class Host(NamedTuple):
 class Cluster(NamedTuple):
     """A cluster as Envoy has it; ``file`` and ``watched`` are of its EDS, None where there is none such.
 
-    ``panic`` is the share of healthy hosts in percent below which Envoy uses all, ``merge_window`` in seconds.
+    ``panic`` is the share of healthy hosts in percent below which Envoy uses all.
     """
 
     name: str
@@ -41,7 +41,6 @@ class Cluster(NamedTuple):
     file: str | None
     watched: str | None
     panic: float
-    merge_window: float
 
 
 class _Version(msgspec.Struct):
@@ -103,7 +102,6 @@ class _Percent(msgspec.Struct):
 class _Balancing(msgspec.Struct):
     # What is not there is the default (envoy/config/cluster/v3/cluster.proto, CommonLbConfig).
     healthy_panic_threshold: _Percent = msgspec.field(default_factory=lambda: _Percent(50.0))
-    update_merge_window: str = "1s"
 
 
 class _Config(msgspec.Struct):
@@ -247,7 +245,6 @@ def _cluster(config: _Config) -> Cluster:
         file=source.path if is_file else None,
         watched=directory.path if is_file and directory else None,
         panic=config.common_lb_config.healthy_panic_threshold.value,
-        merge_window=float(config.common_lb_config.update_merge_window.removesuffix("s")),
     )
 
 
@@ -258,7 +255,11 @@ def allowed(total: int, panic: float) -> int:
 
 
 def worth_a_look(cluster: Cluster, total: int) -> list[str]:
-    """Return what keeps ejections in a cluster of so many endpoints from coming true, or late."""
+    """Return what keeps ejections in a cluster of so many endpoints from coming true.
+
+    Its ``update_merge_window`` does not: what comes by EDS is applied at once (Envoy 1.40,
+    tests/lab/test_pools_envoy.py).
+    """
     found = []
     most = allowed(total, cluster.panic)
     if cluster.panic > 0 and total:
@@ -266,11 +267,5 @@ def worth_a_look(cluster: Cluster, total: int) -> list[str]:
             f"cluster {cluster.name}: healthy_panic_threshold is {cluster.panic:g} %: of {total} endpoints at "
             f"most {most} may be out; with {most + 1} out Envoy panics and sends to all {total}, the ejected "
             "too; set in the cluster: common_lb_config: {healthy_panic_threshold: {value: 0}}"
-        )
-    if cluster.merge_window > 0:
-        found.append(
-            f"cluster {cluster.name}: update_merge_window is {cluster.merge_window:g} s: Envoy's workers may "
-            "go on for so long with an endpoint that it calls unhealthy already; set in the cluster: "
-            "common_lb_config: {update_merge_window: 0s}"
         )
     return found

@@ -33,14 +33,15 @@ class Place(NamedTuple):
 class Assignment:
     """One cluster of an EDS file; ``places`` by ``ADDRESS:PORT``, several where the file has an endpoint twice.
 
-    Raises DriverError where the file isn't one or doesn't tell which cluster is meant.
+    Raises DriverError where the file isn't one or doesn't tell which cluster is meant. ``tree`` is that of the
+    text, where it is known already.
     """
 
-    def __init__(self, name: str, text: bytes, cluster: str | None) -> None:
+    def __init__(self, name: str, text: bytes, cluster: str | None, tree: Any = None) -> None:
         self.name, self.text, self._asked = name, text, cluster
         try:
             self._as_json = envoy_text.is_json(name)
-            tree = envoy_text.parse(text, as_json=self._as_json)
+            tree = envoy_text.parse(text, as_json=self._as_json) if tree is None else tree
             number, resource = _resource(tree, cluster)
             #: Envoy 1.40 rejects a file that has more than one.
             self.resources = len(tree["resources"])
@@ -89,11 +90,14 @@ class Assignment:
         )
 
     def _edited(self, edits: Iterable[Edit]) -> Assignment:
+        changes = [*edits]
+        if not changes:
+            return self
         try:
-            text = envoy_text.edited(self.text, edits, as_json=self._as_json)
+            text, tree = envoy_text.edited(self.text, changes, as_json=self._as_json)
         except ValueError as error:
             raise DriverError(f"{self.name}: can't be changed, and is left as it is: {error}") from error
-        return self if text is self.text else Assignment(self.name, text, self._asked)
+        return Assignment(self.name, text, self._asked, tree)
 
 
 def _paired(now: list[str | None], then: Iterable[str | None]) -> Iterator[tuple[str | None, str | None]]:

@@ -71,11 +71,8 @@ def parse(text: bytes, *, as_json: bool) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def edited(text: bytes, edits: Iterable[Edit], *, as_json: bool) -> bytes:
-    """Return a text in which these are so, and all else as it was; raises ValueError."""
-    edits = [*edits]
-    if not edits:
-        return text
+def edited(text: bytes, edits: list[Edit], *, as_json: bool) -> tuple[bytes, Any]:
+    """Return a text in which these are so, and all else as it was, and its tree; raises ValueError."""
     try:
         return _edited_json(text, edits) if as_json else _edited_yaml(text, edits)
     except RecursionError:
@@ -92,14 +89,14 @@ def _json(text: bytes) -> Any:
     return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
 
 
-def _edited_json(text: bytes, edits: list[Edit]) -> bytes:
+def _edited_json(text: bytes, edits: list[Edit]) -> tuple[bytes, Any]:
     tree = _json(text)
     for edit in edits:
         tree = _with(tree, edit.path, edit.key, edit.value)
     made = (json.dumps(tree, indent=2, allow_nan=False) + "\n").encode("ascii")
     if _json(made) != tree:
         raise ValueError("a number or a text in it can't be written as it is")
-    return made
+    return made, tree
 
 
 def _with(tree: Any, path: Path, key: str, value: Any) -> Any:
@@ -132,7 +129,7 @@ def _compose(text: str) -> yaml.Node:
         loader.dispose()
     if node is None:
         raise ValueError("expected keys with values, found nothing")
-    if _size(node, {}) > _LARGEST:
+    if "*" in text and _size(node, {}) > _LARGEST:
         raise ValueError("expected fewer endpoints, found aliases of aliases")
     return node
 
@@ -173,18 +170,19 @@ def _pairs(node: yaml.MappingNode) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
     return node.value  # type: ignore[no-any-return]
 
 
-def _edited_yaml(text: bytes, edits: list[Edit]) -> bytes:
+def _edited_yaml(text: bytes, edits: list[Edit]) -> tuple[bytes, Any]:
     source = _decoded(text)
     node = _compose(source)
     meant = _meant(node, edits)
     made = _spliced(source, node, edits)
-    if made is None or not _says(made, meant):
-        # Aliases, or a layout that these edits don't know: written anew, without comments.
-        source = yaml.serialize(_unshared(node), allow_unicode=True, width=1 << 20)
-        made = _spliced(source, _compose(source), edits)
-    if made is None or not _says(made, meant):
-        raise ValueError("its layout is one in which health_status can't be set; write it in block style")
-    return made.encode()
+    if made is not None and _says(made, meant):
+        return made.encode(), meant
+    # Aliases, or a layout that these edits don't know: written anew, without comments.
+    source = yaml.serialize(_unshared(node), allow_unicode=True, width=1 << 20)
+    made = _spliced(source, _compose(source), edits)
+    if made is not None and _says(made, meant):
+        return made.encode(), meant
+    raise ValueError("its layout is one in which health_status can't be set; write it in block style")
 
 
 def _meant(node: yaml.Node, edits: Iterable[Edit]) -> Any:

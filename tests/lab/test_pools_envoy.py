@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Envoy driver before a real Envoy: what operators do to its file, layouts of links, and how fast it is."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.closedloop import ClosedLoop, Request
+from lab.envoy import Cluster
+from lab.lab import Lab
+from tests.lab.remains import wait_until
+from tests.lab.rigs.envoy import PORT, YAML, EnvoyRig, answered, marked
+from tests.lab.rigs.rig import ENDPOINTS, journal
+from tidegate.errors import DriverError
+from tidegate.model.driver import Standing, Use
+from tidegate.pools.driver import Driver, Wanted
+from tidegate.pools.envoy import EnvoyDriver
+from tidegate.pools.keeper import Keeper, Mode
+from tidegate.pools.plan import is_done
+
+pytestmark = pytest.mark.lab
+FIRST, SECOND, THIRD = ENDPOINTS
+ALL_ACTIVE = dict.fromkeys(ENDPOINTS, Use.ACTIVE)
+#: As Envoy does if its config says nothing.
+DEFAULTS: Mapping[str, Any] = {}
+
+
+def settle(driver: Driver, out: Wanted) -> dict[str, Use]:
+    driver.apply(out)
+    wait_until(lambda: is_done(out, driver.read()), f"{driver.target}: {out}")
+    return driver.read()
+
+
+def statuses(path: Path) -> dict[str, str | None]:
+    """Return what the file itself says of each endpoint, by a parser of another make."""
+    (resource,) = yaml.safe_load(path.read_text(encoding="utf-8"))["resources"]
+    members = [member for locality in resource["endpoints"] for member in locality["lb_endpoints"]]
+    addresses = [member["endpoint"]["address"]["socket_address"] for member in members]
+    return {
+        f"{address['address']}:{address['port_value']}": member.get("health_status")
+        for address, member in zip(addresses, members, strict=True)
+    }
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+@contextlib.contextmanager
+def over_tcp(rig: EnvoyRig) -> Iterator[int]:
+    """Have the answers of Envoy's admin interface at a port of this host; its own is a Unix socket."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(rig.proxy.ask(self.path.removeprefix("/")).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+# What operators and controllers do to the file.
+
+
+def test_the_file_keeps_all_else(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    rig.eds.chmod(0o640)
+    settle(driver, {FIRST: 0, THIRD: 0})
+    expected = YAML.replace(
+        "    - endpoint:\n        address:", "    - health_status: UNHEALTHY\n      endpoint:\n        address:"
+    ).replace('"HEALTHY"', "UNHEALTHY")
+    assert rig.eds.read_text(encoding="utf-8") == expected
+    assert rig.eds.stat().st_mode & 0o777 == 0o640
+    driver.restore()
+    assert rig.eds.read_bytes() == YAML.encode()
+
+
+def test_a_file_that_others_replace_keeps_theirs_and_our_ejection(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, {FIRST: 0, SECOND: 0})
+    # A controller writes the file anew from what it knows, with another weight and without our statuses.
+    rig.exchange(YAML.replace("load_balancing_weight: 1  #", "load_balancing_weight: 7  #"))
+    wait_until(lambda: driver.read() == ALL_ACTIVE, "all active")
+    assert settle(driver, {FIRST: 0}) == ALL_ACTIVE | {FIRST: Use.EJECTED}
+    assert "load_balancing_weight: 7" in rig.eds.read_text(encoding="utf-8")
+    assert set(rig.reached(60)) == {SECOND, THIRD}
+    # Another one edits the file as it stands: our status stays ours, his stays his.
+    text = rig.eds.read_text(encoding="utf-8").replace("weight: 7", "weight: 5")
+    rig.exchange(marked(text, THIRD, "DRAINING"))
+    expected = {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.HELD}
+    wait_until(lambda: driver.read() == expected, str(expected))
+    assert settle(driver, {}) == ALL_ACTIVE | {THIRD: Use.HELD}
+    assert statuses(rig.eds) == {FIRST: "UNKNOWN", SECOND: "HEALTHY", THIRD: "DRAINING"}
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_who_was_taken_out_on_top_of_us_is_never_ours_again(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, {FIRST: 0, SECOND: 0})
+    rig.hold(FIRST)
+    assert driver.read()[FIRST] is Use.HELD
+    rig.mark(FIRST, "UNHEALTHY")  # the word that ours would be
+    assert driver.read()[FIRST] is Use.HELD
+    assert settle(driver, {}) == ALL_ACTIVE | {FIRST: Use.HELD}
+    assert statuses(rig.eds)[FIRST] == "UNHEALTHY"
+
+
+def test_what_is_written_in_place_reaches_envoy_with_our_next_turn(lab: Lab, tmp_path: Path) -> None:
+    """Envoy doesn't notice such a change; with the ejection on top it gets both."""
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, {FIRST: 0})
+    rig.eds.write_text(YAML.replace('"HEALTHY"', "DRAINING"), encoding="utf-8")
+    assert driver.read()[FIRST] is Use.ACTIVE, "the file doesn't have it any more"
+    assert driver.apply({FIRST: 0})
+    expected = {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.HELD}
+    wait_until(lambda: driver.read() == expected, str(expected))
+    rig.eds.write_text(YAML, encoding="utf-8")
+    assert driver.apply({}), "Envoy has to be told of what was written in place"
+    wait_until(lambda: driver.read() == ALL_ACTIVE, "all active")
+    assert rig.eds.read_bytes() == YAML.encode()
+
+
+def test_a_file_that_is_none_any_more_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, {FIRST: 0})
+    broken = "resources: [ {"
+    rig.exchange(broken)
+    for call in (driver.read, driver.restore, lambda: driver.apply({SECOND: 0})):
+        with pytest.raises(DriverError, match=r"inventory\.yaml: expected an EDS file") as caught:
+            call()
+        assert not caught.value.away
+    (refusal,) = driver.discover().refusals
+    assert "expected an EDS file" in refusal
+    assert rig.eds.read_text(encoding="utf-8") == broken
+    assert set(rig.reached(60)) == {SECOND, THIRD}, "Envoy goes on with what it had"
+    rig.exchange(YAML)
+    wait_until(lambda: driver.read() == ALL_ACTIVE, "all active")
+    assert settle(driver, {FIRST: 0})[FIRST] is Use.EJECTED
+    driver.restore()
+    assert rig.eds.read_bytes() == YAML.encode()
+    rig.eds.unlink()
+    with pytest.raises(DriverError, match="expected an EDS file, found none"):
+        driver.read()
+
+
+def test_an_agent_that_died_before_it_wrote_has_ejected_nobody(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    dead = journal(tmp_path, "envoy")
+    dead.put(
+        {"base": base64.b64encode(YAML.encode()).decode(), "written": ["x"], "found": {FIRST: [None]}, "made": []}
+    )
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    assert driver.read() == ALL_ACTIVE
+    driver.restore()
+    assert rig.eds.read_bytes() == YAML.encode()
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_json(lab: Lab, tmp_path: Path) -> None:
+    text = json.dumps(yaml.safe_load(YAML))
+    rig = EnvoyRig(lab, text, "inventory.json")
+    driver = rig.driver(journal(tmp_path, "envoy"), eject="draining")
+    assert settle(driver, {FIRST: 0}) == ALL_ACTIVE | {FIRST: Use.EJECTED}
+    assert statuses(rig.eds) == {FIRST: "DRAINING", SECOND: "HEALTHY", THIRD: "HEALTHY"}
+    assert set(rig.reached(60)) == {SECOND, THIRD}
+    rig.mark(SECOND, "UNHEALTHY")
+    assert driver.read()[SECOND] is Use.HELD
+    rig.mark(SECOND, "HEALTHY")
+    assert settle(driver, {}) == ALL_ACTIVE
+    assert json.loads(rig.eds.read_text(encoding="utf-8")) == json.loads(text)
+
+
+def test_a_full_disk_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)], check=True)
+    lab.stack.callback(subprocess.run, ["umount", str(mounted)], check=True)
+    rig = EnvoyRig(lab, directory=mounted / "eds", eds="inventory.yaml")
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    driver.read()
+    full = mounted / "full"
+    fill(full)
+    before = rig.state()
+    with pytest.raises(DriverError, match=r"can't be written: No space left on device; it is as it was"):
+        driver.apply({FIRST: 0})
+    assert rig.state() == before
+    assert driver.read() == ALL_ACTIVE
+    full.unlink()
+    assert settle(driver, {FIRST: 0})[FIRST] is Use.EJECTED
+    driver.restore()
+    assert rig.state() == before
+
+
+def test_a_keeper_holds_an_ejection_through_restarts_and_rewrites(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    kept = journal(tmp_path, "envoy")
+    keeper = Keeper("inventory", "envoy", rig.driver(kept), kept, Mode(True, True, 1), lambda _: None)
+    keeper.start()
+    try:
+        keeper.want({FIRST: 0}, time.monotonic())
+        wait_until(lambda: keeper.row().uses.get(FIRST) is Use.EJECTED, "ejected")
+        rig.stop()
+        wait_until(lambda: keeper.row().standing is Standing.AWAY, "away")
+        rig.start()
+        assert set(rig.reached(60)) == {SECOND, THIRD}, "the file has it"
+        wait_until(lambda: keeper.row().standing is Standing.OK, "back")
+        rig.exchange(YAML.replace('version_info: "7"', 'version_info: "8"'))
+        wait_until(lambda: keeper.row().replays == 1, "told again")
+        wait_until(lambda: keeper.row().uses.get(FIRST) is Use.EJECTED, "ejected again")
+        assert set(rig.reached(60)) == {SECOND, THIRD}
+    finally:
+        keeper.end(restore=True)
+        assert keeper.join(10.0)
+    assert rig.eds.read_text(encoding="utf-8") == YAML.replace('version_info: "7"', 'version_info: "8"')
+
+
+# Links on the way to the file.
+
+#: A path, the links on its way, and what Envoy watches.
+LINKS = {
+    "the file": ("inventory.yaml", {"inventory.yaml": "real/eds.yaml"}, None),
+    "a directory": (
+        "inventory.yaml",
+        {"..data": "..2026_01", "inventory.yaml": "..data/inventory.yaml"},
+        "",
+    ),
+    "a directory in the path": ("current/eds/inventory.yaml", {"current": "worktrees/1"}, ""),
+    "a directory above": ("etc/inventory.yaml", {"etc": "opt/envoy"}, None),
+}
+
+
+@pytest.mark.parametrize("layout", LINKS.values(), ids=LINKS)
+def test_links_are_exchanged_and_put_back(
+    lab: Lab, tmp_path: Path, layout: tuple[str, dict[str, str], str | None]
+) -> None:
+    eds, links, watched = layout
+    rig = EnvoyRig(lab, eds=eds, links=links, watched=watched)
+    real = Path(os.path.realpath(rig.eds))
+    beside = real.parent / "beside.yaml"
+    beside.write_text("of others", encoding="ascii")
+    before = rig.state()
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    found = driver.discover()
+    assert (found.refusals, found.warnings) == ((), ())
+    for out in ({FIRST: 0}, {FIRST: 0, SECOND: 0}, {SECOND: 0}):
+        uses = settle(driver, out)
+        assert uses == ALL_ACTIVE | dict.fromkeys(out, Use.EJECTED)
+        assert set(rig.reached(60)) == {*ENDPOINTS} - out.keys()
+        assert driver.apply(out) == []
+    if layout[2] is not None or rig.eds.is_symlink():
+        assert real.read_bytes() == YAML.encode(), "what was found stays untouched"
+        assert real.with_name("beside.yaml").read_text(encoding="ascii") == "of others"
+    assert Path(os.path.realpath(rig.eds)).with_name("beside.yaml").exists()
+    rig.restart()
+    following = rig.driver(journal(tmp_path, "envoy"))
+    assert following.read() == ALL_ACTIVE | {SECOND: Use.EJECTED}
+    following.restore()
+    wait_until(lambda: following.read() == ALL_ACTIVE, "all active")
+    assert rig.state() == before, "nothing of ours is left"
+    assert not list(tmp_path.glob("*.json"))
+    assert set(rig.reached(60)) == {*ENDPOINTS}
+
+
+def test_a_file_behind_our_link_is_still_the_operators(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab, links={"inventory.yaml": "real/eds.yaml"})
+    real, link = rig.directory / "real" / "eds.yaml", rig.eds
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, {FIRST: 0})
+    # He edits the file that he knows.
+    real.write_text(YAML.replace('"HEALTHY"', "DRAINING"), encoding="utf-8")
+    assert driver.read()[FIRST] is Use.ACTIVE
+    assert settle(driver, {FIRST: 0}) == {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.HELD}
+    # He edits it by its path, which leads to ours: it is his wish all the same.
+    link.write_text(link.read_text(encoding="utf-8").replace('version_info: "7"', "version_info: x"), "utf-8")
+    assert settle(driver, {}) == ALL_ACTIVE | {THIRD: Use.HELD}
+    expected = YAML.replace('"HEALTHY"', "DRAINING").replace('version_info: "7"', "version_info: x")
+    assert real.read_text(encoding="utf-8") == expected
+    assert os.readlink(link) == "real/eds.yaml"
+    assert sorted(path.name for path in real.parent.iterdir()) == ["eds.yaml"]
+
+
+def test_a_controller_that_moves_its_link_on_is_followed(lab: Lab, tmp_path: Path) -> None:
+    eds, links, watched = LINKS["a directory"]
+    rig = EnvoyRig(lab, eds=eds, links=links, watched=watched)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, {FIRST: 0})
+    following = rig.directory / "..2026_02"
+    following.mkdir()
+    (following / "inventory.yaml").write_text(YAML.replace('"HEALTHY"', "DRAINING"), encoding="utf-8")
+    (rig.directory / "..data_tmp").symlink_to("..2026_02")
+    (rig.directory / "..data_tmp").rename(rig.directory / "..data")
+    wait_until(lambda: driver.read() == ALL_ACTIVE | {THIRD: Use.HELD}, "the controller's")
+    expected = {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.HELD}
+    assert settle(driver, {FIRST: 0}) == expected
+    driver.restore()
+    assert os.readlink(rig.directory / "..data") == "..2026_02"
+    names = {path.name for path in rig.directory.iterdir()}
+    assert names == {"..data", "..2026_01", "..2026_02", "inventory.yaml"}
+
+
+def test_what_envoy_would_not_notice_is_refused(lab: Lab, tmp_path: Path) -> None:
+    eds, links, _ = LINKS["a directory"]
+    rig = EnvoyRig(lab, eds=eds, links=links)
+    before = rig.state()
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    (refusal,) = driver.discover().refusals
+    assert f"watched_directory: {rig.directory} of the driver" in refusal
+    assert driver.read() == ALL_ACTIVE
+    with pytest.raises(DriverError, match="Envoy reads such a file again only with"):
+        driver.apply({FIRST: 0})
+    other = rig.driver(journal(tmp_path, "envoy"), watched_directory=str(tmp_path))
+    assert any("Envoy would not notice" in refusal for refusal in other.discover().refusals)
+    assert rig.state() == before
+    assert not list(tmp_path.glob("*.json"))
+
+
+# What Envoy is, and what is in the way.
+
+
+def test_what_is_said_of_an_envoy_as_it_is_by_default(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab, common=DEFAULTS)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    found = driver.discover()
+    assert found.version.startswith("1.")
+    assert found.refusals == ()
+    (panic,) = found.warnings
+    assert "of 3 endpoints at most 1 may be out; with 2 out Envoy panics and sends to all 3" in panic
+    # Each within a second of the last: Envoy's update_merge_window of 1 s holds none of it up.
+    for _ in range(3):
+        settle(driver, {FIRST: 0})
+        assert set(rig.reached(60)) == {SECOND, THIRD}
+        settle(driver, {})
+        assert set(rig.reached(60)) == {*ENDPOINTS}
+    # And so it is.
+    assert settle(driver, {FIRST: 0, SECOND: 0})[SECOND] is Use.EJECTED
+    assert set(rig.reached(60)) == {*ENDPOINTS}, "in panic"
+    driver.restore()
+
+
+def test_all_out_without_panic_fail_fast(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    settle(driver, dict.fromkeys(ENDPOINTS, 0))
+    assert set(rig.reached(20)) == {"503"}
+    driver.restore()
+
+
+def test_what_else_is_worth_a_word(lab: Lab, tmp_path: Path) -> None:
+    static = Cluster("static", 9002, [("10.0.0.6", 5000)])
+    rig = EnvoyRig(lab, more=[static])
+    own = rig.driver(journal(tmp_path, "envoy"))
+    assert own.discover() == (own.discover().version, (), ())
+    # Endpoints from elsewhere.
+    other = tmp_path / "static.yaml"
+    other.write_text(YAML.replace("cluster_name: inventory", "cluster_name: static"), encoding="utf-8")
+    driver = rig.driver(journal(tmp_path, "static"), eds=str(other), cluster="static")
+    (warning,) = driver.discover().warnings
+    assert "has its endpoints from elsewhere, not from a file" in warning
+    # A cluster that Envoy doesn't have, and a pool's endpoint that the file doesn't.
+    other.write_text(
+        YAML.replace("cluster_name: inventory", "cluster_name: none").replace("10.0.0.8", "10.0.0.9"),
+        encoding="utf-8",
+    )
+    driver = rig.driver(journal(tmp_path, "none"), eds=str(other), cluster=None)
+    lack, missing = sorted(driver.discover().warnings)[::-1]
+    assert "Envoy has no cluster with the endpoints of none" in lack or "Envoy has no cluster" in missing
+    assert any(f"has no {THIRD}" in warning for warning in (lack, missing))
+    with pytest.raises(DriverError, match="Envoy has no cluster with the endpoints of none"):
+        driver.read()
+    # Two clusters in one file, which Envoy rejects.
+    tree = yaml.safe_load(YAML)
+    tree["resources"] = [tree["resources"][0], {**tree["resources"][0], "cluster_name": "second"}]
+    other.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    driver = rig.driver(journal(tmp_path, "two"), eds=str(other))
+    assert any("Envoy rejects an EDS file with more than one" in warning for warning in driver.discover().warnings)
+    # An address where something else answers, and nobody.
+    driver = rig.driver(journal(tmp_path, "away"), admin="127.0.0.1:1")
+    with pytest.raises(DriverError, match=r"admin interface at 127\.0\.0\.1:1: .*Connection refused") as caught:
+        driver.discover()
+    assert caught.value.away
+
+
+def test_a_cluster_of_another_name_than_its_endpoints(lab: Lab, tmp_path: Path) -> None:
+    eds = tmp_path / "named.yaml"
+    eds.write_text(YAML.replace("cluster_name: inventory", "cluster_name: stock"), encoding="utf-8")
+    source = {"path_config_source": {"path": str(eds)}, "resource_api_version": "V3"}
+    more = {"type": "EDS", "eds_cluster_config": {"service_name": "stock", "eds_config": source}}
+    rig = EnvoyRig(lab, more=[Cluster("by-another-name", 9002, eds={"path": str(eds)}, more=more)])
+    driver = rig.driver(journal(tmp_path, "envoy"), eds=str(eds), cluster="stock")
+    assert driver.read() == ALL_ACTIVE
+    assert driver.discover().warnings == ()
+    assert settle(driver, {FIRST: 0}) == ALL_ACTIVE | {FIRST: Use.EJECTED}
+    driver.restore()
+    assert eds.read_text(encoding="utf-8") == YAML.replace("cluster_name: inventory", "cluster_name: stock")
+
+
+def test_without_the_admin_interface_the_file_is_believed(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"), admin=None)
+    (warning,) = driver.discover().warnings
+    assert "without 'admin' it isn't known what Envoy makes of the file" in warning
+    assert settle(driver, {FIRST: 0}) == ALL_ACTIVE | {FIRST: Use.EJECTED}
+    wait_until(lambda: set(rig.reached(60)) == {SECOND, THIRD}, "out")
+    rig.hold(FIRST)
+    assert driver.read()[FIRST] is Use.HELD
+    rig.release(FIRST)
+    driver.restore()
+    assert driver.read() == ALL_ACTIVE
+
+
+def test_the_admin_interface_over_tcp(lab: Lab, tmp_path: Path) -> None:
+    rig = EnvoyRig(lab)
+    with over_tcp(rig) as port:
+        driver = rig.driver(journal(tmp_path, "envoy"), admin=f"127.0.0.1:{port}")
+        assert driver.discover().version.startswith("1.")
+        assert settle(driver, {FIRST: 0}) == ALL_ACTIVE | {FIRST: Use.EJECTED}
+        driver.restore()
+
+
+# How fast, and what it costs.
+
+
+@pytest.fixture
+def loaded(lab: Lab, tmp_path: Path) -> Iterator[tuple[EnvoyRig, EnvoyDriver]]:
+    rig = EnvoyRig(lab)
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    driver.read()
+    yield rig, driver
+    driver.restore()
+
+
+def test_no_request_fails_and_the_effect_is_there_within_milliseconds(
+    loaded: tuple[EnvoyRig, EnvoyDriver],
+) -> None:
+    rig, driver = loaded
+    load = ClosedLoop(rig.host, "127.0.0.1", PORT, workers=20)
+    told: list[tuple[float, float, float]] = []
+    for _ in range(20):
+        wait_until(lambda: not any(host.is_out for host in rig.hosts().values()), "all back")
+        time.sleep(0.05)  # requests to all of them again
+        began = time.monotonic()
+        driver.apply({FIRST: 0})
+        written = time.monotonic()
+        while driver.read()[FIRST] is not Use.EJECTED:
+            assert time.monotonic() < began + 5.0
+        told.append((began, written, time.monotonic()))
+        time.sleep(0.05)
+        driver.apply({})
+    requests = load.stop()
+    assert answered(requests).keys() == {*ENDPOINTS}, answered(requests)
+    assert min(answered(requests).values()) > 100
+    written = statistics.median(written - began for began, written, _ in told)
+    said = statistics.median(end - began for began, _, end in told)
+    last = statistics.median(last_at(FIRST, requests, began, end + 0.05) - began for began, _, end in told)
+    figures = f"written {written * 1000:.1f} ms, said {said * 1000:.1f} ms, last {last * 1000:.1f} ms"
+    sys.stdout.write(f"20 ejections, 20 clients: {figures}, {len(requests)} requests\n")
+    assert max(said, last) <= 0.05, figures  # 5 ms on a machine that does nothing else
+
+
+def last_at(endpoint: str, requests: list[Request], began: float, end: float) -> float:
+    """Return when the last request of those that went to an endpoint was sent."""
+    return max(
+        (each.start for each in requests if each.body == endpoint and began <= each.start <= end), default=began
+    )

@@ -9,6 +9,7 @@ PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make bpfto
 TEST_PACKAGES := qemu-system-x86 debian-archive-keyring e2fsprogs ethtool fio fuse3 haproxy iptables mount nginx \
                  util-linux wrk
 PYTHON ?= python3
+PROXY ?= nginx
 VENV := .venv
 BIN := $(VENV)/bin
 OBJECTS := agent/tidegate/kernel/objects
@@ -18,7 +19,7 @@ C_FILES := bench/*.c lab/*.c bpf/*.c bpf/include/*.h agent/tidegate/kernel/*.h $
 BPF_FLAGS := -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror -target bpf -mcpu=v3 -Ibpf \
              -I/usr/include/$(shell gcc -print-multiarch 2>/dev/null)
 
-.PHONY: help setup packages build run test test-kernels unit lint format layouts lab lab-nginx lab-flood bench clean
+.PHONY: help setup packages build run test test-kernels unit lint format layouts lab lab-traffic lab-nginx lab-flood bench clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -33,12 +34,16 @@ test-kernels: setup ## boot other kernels under emulation and try the agent ther
 	@$(BIN)/pytest -m vm
 
 test test-kernels bench: PACKAGES += $(TEST_PACKAGES)
-lab-nginx lab-flood: PACKAGES += nginx
+lab lab-nginx lab-flood: PACKAGES += nginx
+lab: PACKAGES += haproxy
 
 unit: setup ## the tests that need no privilege
 	@$(BIN)/pytest -m unit
 
-lab: setup ## the gateway of the story in network namespaces, with live traffic (root)
+lab: setup ## the story live, with the agent: PROXY=nginx, haproxy or envoy is the gateway (root)
+	@exec $(BIN)/python -m lab --story $(PROXY)
+
+lab-traffic: setup ## upstreams that serve, refuse, reset, hang and lose, with live traffic: try 'tidegate top' (root)
 	@exec $(BIN)/python -m lab
 
 lab-nginx: setup ## only a real nginx with one broken keep-alive, under load: try 'tidegate advise' (root)

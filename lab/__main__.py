@@ -11,10 +11,11 @@ import signal
 import time
 from types import FrameType
 
-from lab import flooded
+from lab import flooded, live
 from lab.gateway import Gateway
 from lab.lab import Lab, Service
 from lab.results import Plan, Results, Step
+from lab.story import PROXIES
 from lab.upstream import Behaviour
 
 AUTH, INVENTORY, ACTIONS, BROKEN, MEDIA = 4000, 5000, 5001, 5002, 8000
@@ -80,6 +81,12 @@ def arguments() -> argparse.Namespace:
         help="only the real nginx of the story, whose keep-alive works for one of its two upstreams",
     )
     parser.add_argument(
+        "--story",
+        choices=PROXIES,
+        help="the whole story: this proxy as the gateway, upstreams with spares, and the agent beside it",
+    )
+    parser.add_argument("--ejection", default="30s", help="how long an ejection of the story lasts")
+    parser.add_argument(
         "--flood",
         action="store_true",
         help="only a gateway with the limiter, its clients, and a flood of spoofed SYNs",
@@ -123,6 +130,9 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt), Lab() as lab:
         if options.flood:
             flooded.story(lab, options.rounds, options.every)
+            return
+        if options.story:
+            live.tell(lab, options.story, options.rounds, options.ejection)
             return
         if options.nginx:
             story(lab, options)

@@ -39,9 +39,10 @@ class Played:
         self.is_away = self.is_deaf = self.is_closed = False
         self.told: list[dict[str, int]] = []
         self.holding: threading.Event | None = None
+        self.refusals: tuple[str, ...] = ()
 
     def discover(self) -> Discovery:
-        return Discovery("1.0", ("mind the gap",))
+        return Discovery("1.0", ("mind the gap",), self.refusals)
 
     def read(self) -> dict[str, Use]:
         if self.is_away:
@@ -125,6 +126,17 @@ def test_in_monitor_mode_it_only_reads() -> None:
     bench.keeper.configure(MONITOR)  # what was done is put back
     bench.keeper.turn()
     assert (bench.driver.told[-1], bench.driver.uses) == ({}, ALL)
+
+
+def test_a_driver_that_could_not_write_is_not_asked_to() -> None:
+    bench = Bench()
+    bench.driver.refusals = ("the file is read-only; let the agent write it",)
+    bench.want(a=0)
+    assert (bench.driver.told, bench.keeper.row().standing) == ([], Standing.BEHIND)
+    assert bench.keeper.row().error == "the proxy: the file is read-only; let the agent write it"
+    bench.driver.refusals = ()
+    bench.keeper.turn()
+    assert bench.driver.told == [{A: 0}]
 
 
 def test_off_it_does_not_even_read() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,8 @@ app = typer.Typer(no_args_is_help=True, help="The drivers of pools, and what pro
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 File = Annotated[Path | None, typer.Option("-c", "--config", help="The config; the agent's own by default.")]
 _CONFIG = Path("/etc/tidegate/tidegate.yaml")
+#: A proxy that is away when an agent has died is tried again for so long, and so often.
+_PATIENCE, _AGAIN = 120.0, 1.0
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,10 +175,10 @@ def restore(
         if holder(path) != instead_of:
             typer.echo("another agent runs on this node, and puts back what the one before it did")
             return
-        _put_back(directory)  # of one that hangs: when it goes on, it finds that it isn't as it left it
+        _put_back(directory, _PATIENCE)  # of one that hangs: when it goes on, it finds that all is as it was
         return
     with holding:
-        _put_back(directory)
+        _put_back(directory, 0.0 if instead_of is None else _PATIENCE)
 
 
 def holder(path: Path) -> int | None:
@@ -186,8 +189,19 @@ def holder(path: Path) -> int | None:
         return None
 
 
-def _put_back(directory: Path) -> None:
+def _put_back(directory: Path, patience: float) -> None:
+    """Put back what the journals tell, and again what could not be, for so many seconds."""
+    end = time.monotonic() + patience
+    while complaints := _try_to_put_back(directory):
+        if time.monotonic() > end:
+            raise TidegateError("\n".join(complaints))
+        time.sleep(_AGAIN)
+
+
+def _try_to_put_back(directory: Path) -> list[str]:
     found, complaints = making.kept_in(directory)
+    if not found and not complaints:
+        typer.echo(f"nothing to put back: no journal in {directory}")
     for path, kept in found:
         try:
             driver, journal = making.from_journal(path, kept)
@@ -200,8 +214,5 @@ def _put_back(directory: Path) -> None:
             complaints.append(f"{kept.pool}: {kept.driver}: {error}")
             continue
         for exchange in exchanges:
-            typer.echo(f"{kept.pool}: {kept.driver}: {exchange.command}: {exchange.answer or 'done'}")
-    if complaints:
-        raise TidegateError("\n".join(complaints))
-    if not found:
-        typer.echo(f"nothing to put back: no journal in {directory}")
+            typer.echo(f"{kept.pool}: {kept.driver}: {exchange.command}: {exchange.answer.strip() or 'done'}")
+    return complaints

@@ -64,6 +64,7 @@ class DriverRow(msgspec.Struct, frozen=True, kw_only=True):
     ``target`` is what it writes to, ``version`` the proxy's. ``uses`` is what the proxy says of each endpoint,
     ``refused`` whom it could not take out without too few being left. ``error`` is why the standing isn't ok,
     ``warnings`` what is worth a look. ``replays`` counts how often a proxy had forgotten and was told again.
+    ``old_workers`` are processes of before a reload that go on, None where there is no such thing.
     """
 
     pool: str
@@ -76,6 +77,8 @@ class DriverRow(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     warnings: tuple[str, ...] = ()
     replays: int = 0
+    old_workers: int | None = None
+    old_worker_bytes: int | None = None
     updates: tuple[Updates, ...] = ()
 
     @property

@@ -20,11 +20,15 @@ class Exchange(NamedTuple):
 
 
 class Discovery(NamedTuple):
-    """What a proxy is; ``warnings`` are worth a look, each of ``refusals`` keeps the driver from writing."""
+    """What a proxy is; ``warnings`` are worth a look, each of ``refusals`` keeps the driver from writing.
+
+    ``old_workers`` are how many processes of before a reload go on, and their resident bytes, where there are such.
+    """
 
     version: str
     warnings: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+    old_workers: tuple[int, int] | None = None
 
 
 class Driver(Protocol):

@@ -104,6 +104,20 @@ DRIVERS = Table(
             unit="replays",
             help="Times a proxy had forgotten what it was told, and was told again.",
         ),
+        Field(
+            name="old_workers",
+            metric="pool_proxy_old_workers",
+            kind=Kind.GAUGE,
+            unit="processes",
+            help="Workers of before a reload that still have connections (nginx).",
+        ),
+        Field(
+            name="old_worker_bytes",
+            metric="pool_proxy_old_worker_bytes",
+            kind=Kind.GAUGE,
+            unit="bytes",
+            help="Their resident memory.",
+        ),
     ),
 )
 

@@ -24,6 +24,10 @@ _AGAIN, _AT_MOST = 0.1, 1.0
 _SETTLES, _GLANCE = 0.5, 0.002
 
 
+#: How often the proxy itself is looked at anew.
+_LOOKED = 30.0
+
+
 class Mode(NamedTuple):
     """What a keeper may do by its pool's policy: read the proxy, write to it, but leave so many endpoints."""
 
@@ -60,6 +64,7 @@ class Keeper:
         self._mode, self._ended, self._restores = mode, False, False
         self._after: Keeper | None = None
         self._discovery: Discovery | None = None
+        self._discovered = float("-inf")
         self._uses: dict[str, Use] = {}
         self._standing, self._error = Standing.STARTING, ""
         self._refused: tuple[str, ...] = ()
@@ -123,6 +128,7 @@ class Keeper:
     def row(self) -> DriverRow:
         """Return what there is to show."""
         found = self._discovery
+        old = (found.old_workers if found else None) or (None, None)
         return DriverRow(
             pool=self.pool,
             driver=self.name,
@@ -134,6 +140,8 @@ class Keeper:
             error=self._error,
             warnings=(*found.refusals, *found.warnings) if found else (),
             replays=self._replays,
+            old_workers=old[0],
+            old_worker_bytes=old[1],
             updates=self._counts.rows(self.pool, self.name),
         )
 
@@ -171,9 +179,12 @@ class Keeper:
                 self._uses, self._discovery, self._refused = {}, None, ()
                 self._settle(Standing.OFF, "")
                 return
-            if self._discovery is None:
-                self._discovery = self.driver.discover()
+            if self._discovery is None or self._clock() - self._discovered > _LOOKED:
+                self._discovery, self._discovered = self.driver.discover(), self._clock()
             self._uses = self.driver.read()
+            if mode.acts and self._discovery.refusals:
+                found, self._discovery = self._discovery, None
+                raise DriverError(f"{self.driver.target}: {'; '.join(found.refusals)}")
             if mode.acts or self._journal.entries:
                 self._reconcile(plan(wanted if mode.acts else {}, self._uses, mode.least), began)
             else:

@@ -77,7 +77,8 @@ class NginxDriver:
         version = self._nginx.version()
         found = self._nginx.settings(self._path)
         master = self._nginx.master()
-        return Discovery(version.text, tuple(self._warnings(version.number, found, master)))
+        warnings = tuple(self._warnings(version.number, found, master))
+        return Discovery(version.text, warnings, old_workers=self.old_workers())
 
     def read(self) -> Uses:
         """Tell what the workers have that take requests, whatever the file says.

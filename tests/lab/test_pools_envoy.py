@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,26 +23,18 @@ from lab.closedloop import ClosedLoop, Request
 from lab.envoy import Cluster
 from lab.lab import Lab
 from tests.lab.remains import wait_until
-from tests.lab.rigs.envoy import PORT, YAML, EnvoyRig, answered, marked
+from tests.lab.rigs.envoy import PORT, YAML, EnvoyRig, answered, marked, settle
 from tests.lab.rigs.rig import ENDPOINTS, journal
 from tidegate.errors import DriverError
 from tidegate.model.driver import Standing, Use
-from tidegate.pools.driver import Driver, Wanted
 from tidegate.pools.envoy import EnvoyDriver
 from tidegate.pools.keeper import Keeper, Mode
-from tidegate.pools.plan import is_done
 
 pytestmark = pytest.mark.lab
 FIRST, SECOND, THIRD = ENDPOINTS
 ALL_ACTIVE = dict.fromkeys(ENDPOINTS, Use.ACTIVE)
 #: As Envoy does if its config says nothing.
 DEFAULTS: Mapping[str, Any] = {}
-
-
-def settle(driver: Driver, out: Wanted) -> dict[str, Use]:
-    driver.apply(out)
-    wait_until(lambda: is_done(out, driver.read()), f"{driver.target}: {out}")
-    return driver.read()
 
 
 def statuses(path: Path) -> dict[str, str | None]:
@@ -245,106 +236,6 @@ def test_a_keeper_holds_an_ejection_through_restarts_and_rewrites(lab: Lab, tmp_
     assert rig.eds.read_text(encoding="utf-8") == YAML.replace('version_info: "7"', 'version_info: "8"')
 
 
-# Links on the way to the file.
-
-#: A path, the links on its way, and what Envoy watches.
-LINKS = {
-    "the file": ("inventory.yaml", {"inventory.yaml": "real/eds.yaml"}, None),
-    "a directory": (
-        "inventory.yaml",
-        {"..data": "..2026_01", "inventory.yaml": "..data/inventory.yaml"},
-        "",
-    ),
-    "a directory in the path": ("current/eds/inventory.yaml", {"current": "worktrees/1"}, ""),
-    "a directory above": ("etc/inventory.yaml", {"etc": "opt/envoy"}, None),
-}
-
-
-@pytest.mark.parametrize("layout", LINKS.values(), ids=LINKS)
-def test_links_are_exchanged_and_put_back(
-    lab: Lab, tmp_path: Path, layout: tuple[str, dict[str, str], str | None]
-) -> None:
-    eds, links, watched = layout
-    rig = EnvoyRig(lab, eds=eds, links=links, watched=watched)
-    real = Path(os.path.realpath(rig.eds))
-    beside = real.parent / "beside.yaml"
-    beside.write_text("of others", encoding="ascii")
-    before = rig.state()
-    driver = rig.driver(journal(tmp_path, "envoy"))
-    found = driver.discover()
-    assert (found.refusals, found.warnings) == ((), ())
-    for out in ({FIRST: 0}, {FIRST: 0, SECOND: 0}, {SECOND: 0}):
-        uses = settle(driver, out)
-        assert uses == ALL_ACTIVE | dict.fromkeys(out, Use.EJECTED)
-        assert set(rig.reached(60)) == {*ENDPOINTS} - out.keys()
-        assert driver.apply(out) == []
-    if layout[2] is not None or rig.eds.is_symlink():
-        assert real.read_bytes() == YAML.encode(), "what was found stays untouched"
-        assert real.with_name("beside.yaml").read_text(encoding="ascii") == "of others"
-    assert Path(os.path.realpath(rig.eds)).with_name("beside.yaml").exists()
-    rig.restart()
-    following = rig.driver(journal(tmp_path, "envoy"))
-    assert following.read() == ALL_ACTIVE | {SECOND: Use.EJECTED}
-    following.restore()
-    wait_until(lambda: following.read() == ALL_ACTIVE, "all active")
-    assert rig.state() == before, "nothing of ours is left"
-    assert not list(tmp_path.glob("*.json"))
-    assert set(rig.reached(60)) == {*ENDPOINTS}
-
-
-def test_a_file_behind_our_link_is_still_the_operators(lab: Lab, tmp_path: Path) -> None:
-    rig = EnvoyRig(lab, links={"inventory.yaml": "real/eds.yaml"})
-    real, link = rig.directory / "real" / "eds.yaml", rig.eds
-    driver = rig.driver(journal(tmp_path, "envoy"))
-    settle(driver, {FIRST: 0})
-    # He edits the file that he knows.
-    real.write_text(YAML.replace('"HEALTHY"', "DRAINING"), encoding="utf-8")
-    assert driver.read()[FIRST] is Use.ACTIVE
-    assert settle(driver, {FIRST: 0}) == {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.HELD}
-    # He edits it by its path, which leads to ours: it is his wish all the same.
-    link.write_text(link.read_text(encoding="utf-8").replace('version_info: "7"', "version_info: x"), "utf-8")
-    assert settle(driver, {}) == ALL_ACTIVE | {THIRD: Use.HELD}
-    expected = YAML.replace('"HEALTHY"', "DRAINING").replace('version_info: "7"', "version_info: x")
-    assert real.read_text(encoding="utf-8") == expected
-    assert os.readlink(link) == "real/eds.yaml"
-    assert sorted(path.name for path in real.parent.iterdir()) == ["eds.yaml"]
-
-
-def test_a_controller_that_moves_its_link_on_is_followed(lab: Lab, tmp_path: Path) -> None:
-    eds, links, watched = LINKS["a directory"]
-    rig = EnvoyRig(lab, eds=eds, links=links, watched=watched)
-    driver = rig.driver(journal(tmp_path, "envoy"))
-    settle(driver, {FIRST: 0})
-    following = rig.directory / "..2026_02"
-    following.mkdir()
-    (following / "inventory.yaml").write_text(YAML.replace('"HEALTHY"', "DRAINING"), encoding="utf-8")
-    (rig.directory / "..data_tmp").symlink_to("..2026_02")
-    (rig.directory / "..data_tmp").rename(rig.directory / "..data")
-    wait_until(lambda: driver.read() == ALL_ACTIVE | {THIRD: Use.HELD}, "the controller's")
-    expected = {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.HELD}
-    assert settle(driver, {FIRST: 0}) == expected
-    driver.restore()
-    assert os.readlink(rig.directory / "..data") == "..2026_02"
-    names = {path.name for path in rig.directory.iterdir()}
-    assert names == {"..data", "..2026_01", "..2026_02", "inventory.yaml"}
-
-
-def test_what_envoy_would_not_notice_is_refused(lab: Lab, tmp_path: Path) -> None:
-    eds, links, _ = LINKS["a directory"]
-    rig = EnvoyRig(lab, eds=eds, links=links)
-    before = rig.state()
-    driver = rig.driver(journal(tmp_path, "envoy"))
-    (refusal,) = driver.discover().refusals
-    assert f"watched_directory: {rig.directory} of the driver" in refusal
-    assert driver.read() == ALL_ACTIVE
-    with pytest.raises(DriverError, match="Envoy reads such a file again only with"):
-        driver.apply({FIRST: 0})
-    other = rig.driver(journal(tmp_path, "envoy"), watched_directory=str(tmp_path))
-    assert any("Envoy would not notice" in refusal for refusal in other.discover().refusals)
-    assert rig.state() == before
-    assert not list(tmp_path.glob("*.json"))
-
-
 # What Envoy is, and what is in the way.
 
 
@@ -380,7 +271,8 @@ def test_what_else_is_worth_a_word(lab: Lab, tmp_path: Path) -> None:
     static = Cluster("static", 9002, [("10.0.0.6", 5000)])
     rig = EnvoyRig(lab, more=[static])
     own = rig.driver(journal(tmp_path, "envoy"))
-    assert own.discover() == (own.discover().version, (), ())
+    found = own.discover()
+    assert (found.warnings, found.refusals) == ((), ())
     # Endpoints from elsewhere.
     other = tmp_path / "static.yaml"
     other.write_text(YAML.replace("cluster_name: inventory", "cluster_name: static"), encoding="utf-8")
@@ -439,6 +331,20 @@ def test_without_the_admin_interface_the_file_is_believed(lab: Lab, tmp_path: Pa
     assert driver.read() == ALL_ACTIVE
 
 
+def test_ipv6(lab: Lab, tmp_path: Path) -> None:
+    text = YAML
+    for number in (6, 7, 8):
+        text = text.replace(f"address: 10.0.0.{number}", f'address: "FD00:0::{number}"')
+    rig = EnvoyRig(lab, text)
+    endpoints = ("[fd00::6]:5000", "[fd00::7]:5000", "[fd00::8]:5000")
+    driver = EnvoyDriver(endpoints, rig.section(), journal(tmp_path, "envoy"))
+    assert driver.read() == dict.fromkeys(endpoints, Use.ACTIVE)
+    assert settle(driver, {endpoints[0]: 0})[endpoints[0]] is Use.EJECTED
+    assert set(rig.reached(20)) == set(endpoints[1:])
+    driver.restore()
+    assert rig.eds.read_text(encoding="utf-8") == text
+
+
 def test_the_admin_interface_over_tcp(lab: Lab, tmp_path: Path) -> None:
     rig = EnvoyRig(lab)
     with over_tcp(rig) as port:
@@ -446,6 +352,18 @@ def test_the_admin_interface_over_tcp(lab: Lab, tmp_path: Path) -> None:
         assert driver.discover().version.startswith("1.")
         assert settle(driver, {FIRST: 0}) == ALL_ACTIVE | {FIRST: Use.EJECTED}
         driver.restore()
+
+
+def test_what_fails_envoys_own_checks_is_told_apart(lab: Lab, tmp_path: Path) -> None:
+    check: dict[str, Any] = {"timeout": "0.2s", "interval": "0.1s", "no_traffic_interval": "0.1s"}
+    check["unhealthy_threshold"] = check["healthy_threshold"] = 1
+    rig = EnvoyRig(lab, keys={"health_checks": [{**check, "http_health_check": {"path": "/"}}]})
+    driver = rig.driver(journal(tmp_path, "envoy"))
+    wait_until(lambda: driver.read() == ALL_ACTIVE, "all active")
+    rig.upstreams[THIRD].end()
+    wait_until(lambda: driver.read() == ALL_ACTIVE | {THIRD: Use.FAILED}, "failed")
+    assert settle(driver, {FIRST: 0, THIRD: 0}) == {FIRST: Use.EJECTED, SECOND: Use.ACTIVE, THIRD: Use.EJECTED}
+    assert settle(driver, {}) == ALL_ACTIVE | {THIRD: Use.FAILED}
 
 
 # How fast, and what it costs.

@@ -22,7 +22,8 @@ class Exchange(NamedTuple):
 class Discovery(NamedTuple):
     """What a proxy is; ``warnings`` are worth a look, each of ``refusals`` keeps the driver from writing.
 
-    ``old_workers`` are how many processes of before a reload go on, and their resident bytes, where there are such.
+    ``old_workers`` are how many processes of before a reload go on, and their resident bytes; None where there is
+    no such thing.
     """
 
     version: str

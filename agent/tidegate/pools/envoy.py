@@ -29,6 +29,8 @@ from tidegate.pools.envoy_assignment import Assignment
 from tidegate.pools.envoy_file import EdsFile, Seen, as_link
 from tidegate.pools.journal import Journal
 
+#: What a journal has room for, in base64.
+_LARGEST = 8 << 20
 _Found = Mapping[str, list[str | None]]
 
 
@@ -63,12 +65,12 @@ class EnvoyDriver:
         """Look at the file, and at what Envoy has of it."""
         warnings: list[str] = []
         refusals: list[str] = []
-        cluster = self._section.cluster
+        cluster, total = self._section.cluster, len(self._endpoints)
         try:
             refusal = self._file.refusal()
             refusals += [refusal] if refusal else []
             now = self._look().now
-            cluster = now.cluster
+            cluster, total = now.cluster, len(now.places)
             if now.resources > 1:
                 warnings.append(
                     f"{self._section.eds}: has {now.resources} resources, and Envoy rejects an EDS file with more "
@@ -87,7 +89,7 @@ class EnvoyDriver:
             return Discovery("", tuple(warnings), tuple(refusals))
         version = self._admin.version()
         if cluster is not None:
-            warnings += self._worth_a_look(self._admin, cluster)
+            warnings += self._worth_a_look(self._admin, cluster, total)
         return Discovery(version, tuple(warnings), tuple(refusals))
 
     def read(self) -> dict[str, Use]:
@@ -161,6 +163,11 @@ class EnvoyDriver:
     def _write(self, look: _Look, target: Assignment, found: _Found) -> None:
         """Write a file in which some are out; first what can't be told from it any more goes to the journal."""
         journal, digest = self._journal, _digest(target.text)
+        if len(look.base.text) > _LARGEST:
+            raise DriverError(
+                f"{self._section.eds}: expected {_LARGEST >> 20} MiB at most, found more, for which a journal has "
+                "no room; give each cluster a file of its own"
+            )
         before, made = list(journal.get("made", ())), []
         if look.seen.link is not None:
             made = [str(look.seen.link.beside(digest))]
@@ -230,7 +237,7 @@ class EnvoyDriver:
             return Use.EJECTED
         return Use.HELD if look.now.is_out(endpoint) else Use.ACTIVE
 
-    def _worth_a_look(self, admin: Admin, assignment: str) -> list[str]:
+    def _worth_a_look(self, admin: Admin, assignment: str, total: int) -> list[str]:
         cluster = admin.cluster(assignment, self._section.eds)
         if cluster is None:
             return [self._lack(assignment)]
@@ -248,7 +255,7 @@ class EnvoyDriver:
                 f"{cluster.name}, and {self._section.watched_directory or 'not set'} of the driver; Envoy may not "
                 "notice changes, have both be the same"
             )
-        return found + envoy_admin.worth_a_look(cluster, len(self._endpoints))
+        return found + envoy_admin.worth_a_look(cluster, total)
 
 
 def _digest(text: bytes) -> str:

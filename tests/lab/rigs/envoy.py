@@ -20,14 +20,18 @@ from lab.lab import Lab
 from tests.lab.remains import wait_until
 from tests.lab.rigs.rig import ENDPOINTS
 from tidegate.config import pools as config
+from tidegate.model.driver import Use
+from tidegate.pools.driver import Driver, Wanted
 from tidegate.pools.envoy import EnvoyDriver
 from tidegate.pools.envoy_admin import Admin, Host
 from tidegate.pools.journal import Journal
+from tidegate.pools.plan import is_done
 
 PORT = 9001
 _ECHO = """\
 server {
     listen 5000;
+    listen [::]:5000;
     keepalive_timeout 60s;
     keepalive_requests 1000000;
     location / { return 200 "$server_addr:$server_port"; }
@@ -59,7 +63,7 @@ class EnvoyRig:
     """Envoy and its clients on the host ``gateway``, nginx on those of the endpoints.
 
     ``eds`` is the file below ``directory``, with ``links`` on the way to it; ``watched`` is what Envoy watches for
-    it, below ``directory`` too. ``more`` are other clusters.
+    it, below ``directory`` too. ``keys`` are further ones of the cluster, ``more`` other clusters.
     """
 
     name = "envoy"
@@ -76,11 +80,14 @@ class EnvoyRig:
         links: Mapping[str, str] | None = None,
         watched: str | None = None,
         common: Mapping[str, Any] = PROMPT,
+        keys: Mapping[str, Any] | None = None,
         more: Iterable[Cluster] = (),
     ) -> None:
         self.host = lab.host("gateway", 16)
-        for number in (6, 7, 8):
-            Nginx(lab.host(f"inventory{number}", number), f"inventory{number}", _ECHO)
+        self.upstreams = {
+            endpoint: Nginx(lab.host(f"inventory{number}", number), f"inventory{number}", _ECHO)
+            for number, endpoint in zip((6, 7, 8), ENDPOINTS, strict=True)
+        }
         if directory is None:
             directory = Path(lab.stack.enter_context(tempfile.TemporaryDirectory(prefix="tglab-")))
         self.directory, self.eds = directory, directory / eds
@@ -94,7 +101,8 @@ class EnvoyRig:
         source: dict[str, Any] = {"path": str(self.eds)}
         if self.watched is not None:
             source["watched_directory"] = {"path": self.watched}
-        self.proxy = Envoy(self.host, [Cluster("inventory", PORT, eds=source, common_lb_config=common), *more])
+        cluster = Cluster("inventory", PORT, eds=source, common_lb_config=common, more=keys or {})
+        self.proxy = Envoy(self.host, [cluster, *more])
 
     def section(self, **config_of: Any) -> config.EnvoyDriver:
         found = {
@@ -153,6 +161,13 @@ class EnvoyRig:
 
     def start(self) -> None:
         self.proxy.start()
+
+
+def settle(driver: Driver, out: Wanted) -> dict[str, Use]:
+    """Have a driver do it, and wait until Envoy says so."""
+    driver.apply(out)
+    wait_until(lambda: is_done(out, driver.read()), f"{driver.target}: {out}")
+    return driver.read()
 
 
 def answered(requests: Iterable[Request]) -> Counter[str]:

@@ -19,11 +19,9 @@ from lab.haproxy import Haproxy
 from lab.lab import Lab
 from lab.story import INVENTORY, PROXIES, Story
 from tests.lab.remains import wait_until
-from tests.lab.test_ratelimit import nothing_left
 from tests.lab.test_story import StoryAgent, reached
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
-assert nothing_left  # a fixture
+pytestmark = pytest.mark.lab
 
 FIRST, SECOND, THIRD = INVENTORY
 #: After a proxy's return, or after what was in the way has gone.

@@ -19,7 +19,7 @@ from lab.story import INVENTORY, PROXIES, Story
 from tests.lab.remains import wait_until
 from tests.lab.test_ratelimit import GatewayAgent, nothing_left
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
+pytestmark = pytest.mark.lab
 assert nothing_left  # a fixture
 
 FIRST, SECOND, THIRD = INVENTORY
@@ -29,12 +29,18 @@ LEASE = 2.0
 class StoryAgent(GatewayAgent):
     """The agent of the story's gateway."""
 
-    def __init__(self, story: Story, directory: Path, breaker: str = "") -> None:
+    def __init__(
+        self, story: Story, directory: Path, breaker: str = "", *, lease: str = f"{LEASE}s", limits: bool = False
+    ) -> None:
         # The load of the test itself must not count as this node's illness.
         freeze = "freeze: {steal: 1, cpu_pressure: 1, memory_pressure: 1, io_pressure: 1}"
-        breaker = f"breaker: {{journal: {directory}/journal, lease: {LEASE}s, {freeze}{breaker}}}\n"
+        breaker = f"breaker: {{journal: {directory}/journal, lease: {lease}, {freeze}{breaker}}}\n"
         super().__init__(
-            story.gateway, directory, story.rate_limit, interval="200ms", extra=story.config + breaker
+            story.gateway,
+            directory,
+            story.rate_limit if limits else "",
+            interval="200ms",
+            extra=story.config + breaker,
         )
         self.journal = directory / "journal"
 
@@ -63,7 +69,7 @@ def story(request: pytest.FixtureRequest, lab: Lab) -> Story:
 
 @pytest.fixture
 def agent(story: Story, tmp_path: Path) -> Iterator[StoryAgent]:
-    with StoryAgent(story, tmp_path) as running:
+    with StoryAgent(story, tmp_path, limits=True) as running:
         yield running
 
 
@@ -73,6 +79,7 @@ def reached(story: Story, requests: int = 60) -> Counter[str]:
     return Counter(result.body if result.status == 200 else str(result.status) for result in loop.results())
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_the_story(story: Story, agent: StoryAgent) -> None:
     agent.wait_for("the proxy to be read", lambda: agent.uses() == dict.fromkeys(INVENTORY, "active"))
     loop = ClosedLoop(story.way.host, story.way.address, story.way.port, workers=20)

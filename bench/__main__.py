@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import agent, breaker, disk, failfast, ratelimit, reading, report, resources, scrape, tcp
+from bench import agent, breaker, disk, failfast, pools, ratelimit, reading, report, resources, scrape, tcp
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 
@@ -25,6 +25,7 @@ def main() -> None:
         "scrape": scrape,
         "breaker": breaker,
         "failfast": failfast,
+        "pools": pools,
         "ratelimit": ratelimit,
     }
     chosen = sys.argv[1:] or list(modules)

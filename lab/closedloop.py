@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients that each send the next HTTP/1.1 request once the last is answered, over a connection that they keep.
 
-Run as ``python -m lab.closedloop PLAN`` with ``{host, port, path, workers, patience, count}``; ends when ``count``
-requests are done (0: never), or when stdin is closed. Then it prints each request as a line of JSON, by its end:
-``[start, end, status, body]`` with times of CLOCK_MONOTONIC; status 0 for what wasn't answered, with the reason.
+Run as ``python -m lab.closedloop PLAN`` with ``{host, port, path, workers, patience, count, pause}``; ends when
+``count`` requests are done (0: never), or when stdin is closed. Then it prints each request as a line of JSON, by
+its end: ``[start, end, status, body]`` with times of CLOCK_MONOTONIC; status 0 for what wasn't answered, with the
+reason.
 """
 
 from __future__ import annotations
@@ -31,10 +32,21 @@ class Request(NamedTuple):
 
 
 class ClosedLoop:
-    """Clients on a host, in a process of their own, from now until :meth:`stop`."""
+    """Clients on a host, in a process of their own, from now until :meth:`stop`.
+
+    Each waits ``pause`` seconds before its next request.
+    """
 
     def __init__(
-        self, host: Host, server: str, port: int, *, workers: int = 20, count: int = 0, patience: float = 10.0
+        self,
+        host: Host,
+        server: str,
+        port: int,
+        *,
+        workers: int = 20,
+        count: int = 0,
+        patience: float = 10.0,
+        pause: float = 0.0,
     ) -> None:
         plan = {
             "host": server,
@@ -43,6 +55,7 @@ class ClosedLoop:
             "workers": workers,
             "patience": patience,
             "count": count,
+            "pause": pause,
         }
         argv = [sys.executable, "-m", "lab.closedloop", json.dumps(plan)]
         self._process: subprocess.Popen[str] = host.lab.popen(
@@ -69,8 +82,10 @@ class ClosedLoop:
 
 
 class _Clients:
-    def __init__(self, host: str, port: int, path: str, workers: int, patience: float, count: int) -> None:
-        self._server, self._workers, self._patience = (host, port), workers, patience
+    def __init__(
+        self, host: str, port: int, path: str, workers: int, patience: float, count: int, pause: float
+    ) -> None:
+        self._server, self._workers, self._patience, self._pause = (host, port), workers, patience, pause
         self._request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         self._left = count or sys.maxsize
         self._ended = asyncio.Event()
@@ -100,6 +115,8 @@ class _Clients:
                 streams = None
             if not status:
                 await asyncio.sleep(0.01)  # or a proxy that is away would be called without a pause
+            if self._pause:
+                await asyncio.sleep(self._pause)
         if streams is not None:
             streams[1].close()
             with contextlib.suppress(OSError):

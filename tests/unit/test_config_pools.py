@@ -307,3 +307,17 @@ def test_the_check_warns(tmp_path: Path) -> None:
             f"{path}: ok",
         ],
     )
+
+
+def test_the_check_warns_of_a_policy_that_nobody_puts_in_force(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "pools:\n  a: {mode: enforce, endpoints: ['10.0.0.6:80'], min_healthy: 0}\n"
+        "  b: {mode: enforce, drivers: [{failfast: {}}]}\n  c: {mode: monitor}\n",
+        encoding="utf-8",
+    )
+    said = CliRunner().invoke(app, ["config", "check", str(path)]).stdout
+    (line,) = [line for line in said.splitlines() if "without drivers" in line]
+    assert line == (
+        f"{path}:2:3: pools.a: warning: mode enforce without drivers: who is out gets requests all the same"
+    )

@@ -61,6 +61,9 @@ def resolve(pools: Mapping[str, Pool], read_file: Callable[[Path], bytes] | None
         found.pools[name] = member
         for message in warnings(member.policy, len(pool.endpoints), member.connection_pool):
             found.warnings.append(Said(("pools", name), f"warning: {message}"))
+        if member.policy.mode in ("enforce", "forced_open") and not pool.drivers:
+            message = f"warning: mode {member.policy.mode} without drivers: who is out gets requests all the same"
+            found.warnings.append(Said(("pools", name), message))
     return found
 
 

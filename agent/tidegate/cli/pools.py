@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from tidegate.breaker.configured import members
 from tidegate.config import Config, load
 from tidegate.config.pools import AnyDriver, FailfastDriver
 from tidegate.control.client import ControlClient
-from tidegate.errors import DriverError, TidegateError
+from tidegate.errors import DriverError, TidegateError, UnavailableError
 from tidegate.lock import AgentLock
 from tidegate.pools import failfast, making
 
@@ -164,21 +166,17 @@ def restore(
 
     A running agent does that itself when it stops, so it is refused while one runs.
     """
-    config = load(config_file or (_CONFIG if _CONFIG.exists() else None))
-    directory = journal or Path(config.breaker.journal)
-    path = lock or Path(config.control.socket).with_name("agent.lock")
-    try:
-        holding = AgentLock(path)
-    except TidegateError:
-        if instead_of is None:
-            raise
-        if holder(path) != instead_of:
-            typer.echo("another agent runs on this node, and puts back what the one before it did")
-            return
-        _put_back(directory, _PATIENCE)  # of one that hangs: when it goes on, it finds that all is as it was
+    if journal is None or lock is None:  # else it works without a config, which may be broken by now
+        config = load(config_file or (_CONFIG if _CONFIG.exists() else None))
+        journal = journal or Path(config.breaker.journal)
+        lock = lock or Path(config.control.socket).with_name("agent.lock")
+    if instead_of is not None:
+        _put_back_instead(instead_of, journal, lock)
         return
-    with holding:
-        _put_back(directory, 0.0 if instead_of is None else _PATIENCE)
+    with AgentLock(lock):
+        complaints = _put_back(journal, lambda: None)
+    if complaints:
+        raise TidegateError("\n".join(complaints))
 
 
 def holder(path: Path) -> int | None:
@@ -189,20 +187,47 @@ def holder(path: Path) -> int | None:
         return None
 
 
-def _put_back(directory: Path, patience: float) -> None:
-    """Put back what the journals tell, and again what could not be, for so many seconds."""
-    end = time.monotonic() + patience
-    while complaints := _try_to_put_back(directory):
+def _put_back_instead(of: int, directory: Path, lock: Path) -> None:
+    """Put back what an agent can't that is dead or hangs, again and again while proxies are away."""
+
+    def check() -> None:
+        if reason := _taken_over(lock, of):
+            typer.echo(reason)
+            raise typer.Exit
+
+    end = time.monotonic() + _PATIENCE
+    while complaints := _put_back(directory, check):
         if time.monotonic() > end:
             raise TidegateError("\n".join(complaints))
         time.sleep(_AGAIN)
 
 
-def _try_to_put_back(directory: Path) -> list[str]:
+def _taken_over(lock: Path, of: int) -> str:
+    """Say who does it now: another agent, or the one that hung; empty where nobody does.
+
+    The lock isn't kept, so that another agent can start at any time; it finds the journals, as this command does.
+    """
+    try:
+        AgentLock(lock).close()
+    except UnavailableError:
+        raise
+    except TidegateError:
+        if holder(lock) != of:
+            return "another agent runs on this node, and puts back what the one before it did"
+        # The lease's word comes over stdin, as it did before this command took the place of the lease's child.
+        if select.select([0], [], [], 0)[0] and os.read(0, 4096):
+            return "the agent goes on, and is in charge of its proxies again"
+    return ""
+
+
+def _put_back(directory: Path, check: Callable[[], None]) -> list[str]:
+    """Put back what the journals tell, with a check before each; return what could not be, and why."""
     found, complaints = making.kept_in(directory)
+    check()
     if not found and not complaints:
         typer.echo(f"nothing to put back: no journal in {directory}")
     for path, kept in found:
+        check()
         try:
             driver, journal = making.from_journal(path, kept)
             try:
@@ -212,6 +237,9 @@ def _try_to_put_back(directory: Path) -> list[str]:
                 driver.close()
         except DriverError as error:
             complaints.append(f"{kept.pool}: {kept.driver}: {error}")
+            continue
+        except Exception as error:  # noqa: BLE001 - of one driver must not keep the others from it
+            complaints.append(f"{kept.pool}: {kept.driver}: {path}: a fault of this program: {error!r}")
             continue
         for exchange in exchanges:
             typer.echo(f"{kept.pool}: {kept.driver}: {exchange.command}: {exchange.answer.strip() or 'done'}")

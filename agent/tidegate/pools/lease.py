@@ -55,7 +55,7 @@ class Lease:
         # Isolated and without site: the child is as small as Python gets.
         argv = [sys.executable, "-I", "-S", guard.__file__, str(self._seconds), *command]
         try:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/"
             )
         except OSError as error:
@@ -63,11 +63,16 @@ class Lease:
                 "pools: no child for the lease: %s; an agent that dies would leave proxies as they are", error
             )
             return None
+        assert child.stdin is not None
+        os.set_blocking(child.stdin.fileno(), False)  # one that is stopped must not stop the agent
+        return child
 
     def _say(self, word: bytes) -> None:
         if self.child is not None and self.child.stdin is not None:
             try:
                 os.write(self.child.stdin.fileno(), word)
+            except BlockingIOError:
+                return  # it has more than enough to read
             except OSError as error:
                 log.error("pools: the lease's child can't be told: %s", error)
 

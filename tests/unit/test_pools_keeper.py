@@ -285,7 +285,7 @@ def test_one_after_another_of_the_same_proxy(tmp_path: Path) -> None:
     second.driver.uses = first.driver.uses
     first.keeper.end(restore=False)
     second.keeper.want({A: 0}, 100.0)
-    second.keeper.start(after=first.keeper)
+    second.keeper.start(after=[first.keeper])
     first.driver.holding.set()
     wait(lambda: second.keeper.row().standing is Standing.OK)
     assert second.driver.uses[A] is Use.EJECTED

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import msgspec
 from tidegate.errors import DriverError
 
 _LARGEST = 16 << 20
+#: Who writes has done so by then, or hangs.
+_PATIENCE, _AGAIN = 5.0, 0.01
 
 
 class Kept(msgspec.Struct, kw_only=True):
@@ -88,7 +91,10 @@ class Journal:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep others that have this journal from writing meanwhile; those of other drivers go on."""
+        """Keep others that have this journal from writing meanwhile; those of other drivers go on.
+
+        Raises DriverError where another one writes for too long.
+        """
         if self._path is None:
             yield
             return
@@ -99,11 +105,26 @@ class Journal:
         except OSError as error:
             raise self._error("its directory can't be used", error) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._lock(lock)
             self.refresh()
             yield
         finally:
             os.close(lock)
+
+    def _lock(self, lock: int) -> None:
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    raise DriverError(
+                        f"journal {self._path}: another process has written by it for {_PATIENCE:g} s, so the "
+                        "proxy is left as it is; it is tried again"
+                    ) from error
+                time.sleep(_AGAIN)
+            else:
+                return
 
     def _write(self, entries: dict[str, Any]) -> None:
         kept = msgspec.structs.replace(self._kept, entries=entries)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from tidegate.errors import DriverError
@@ -22,10 +23,14 @@ log = logging.getLogger("tidegate")
 _AGAIN, _AT_MOST = 0.1, 1.0
 #: What a proxy says right after it was told may be of before: it is asked again until so many seconds have passed.
 _SETTLES, _GLANCE = 0.5, 0.002
-
-
 #: How often the proxy itself is looked at anew.
 _LOOKED = 30.0
+#: While nothing is out, a proxy has nothing to forget, and is read after so many periods.
+_CALM = 4
+#: Keepers that began together must not ask one proxy together for ever: a wait differs by up to this share.
+_SPREAD = 0.1
+#: Others of the same proxy are waited for so long: they may never be able to put back what they did.
+_PREDECESSORS = 10.0
 
 
 class Mode(NamedTuple):
@@ -62,7 +67,7 @@ class Keeper:
         self._wanted: dict[str, int] = {}
         self._decided: float | None = None
         self._mode, self._ended, self._restores = mode, False, False
-        self._after: Keeper | None = None
+        self._after: tuple[Keeper, ...] = ()
         self._discovery: Discovery | None = None
         self._discovered = float("-inf")
         self._uses: dict[str, Use] = {}
@@ -77,9 +82,9 @@ class Keeper:
 
     # What others call.
 
-    def start(self, after: Keeper | None = None) -> None:
-        """Begin, where there is another one of the same proxy, after its end."""
-        self._after = after
+    def start(self, after: Iterable[Keeper] = ()) -> None:
+        """Begin, where there are others of the same proxy, after their end."""
+        self._after = tuple(after)
         self._thread.start()
 
     def want(self, wanted: Wanted, decided: float) -> None:
@@ -99,6 +104,12 @@ class Keeper:
         """Who is to be out."""
         with self._woken:
             return dict(self._wanted)
+
+    def refusable(self, wanted: Wanted) -> tuple[str, ...]:
+        """Return who of these would stay, by what the proxy last said, as too few would be left."""
+        with self._woken:
+            mode = self._mode
+        return plan(wanted, self._uses, mode.least).refused if mode.acts else ()
 
     def configure(self, mode: Mode) -> None:
         """Take another mode."""
@@ -148,10 +159,7 @@ class Keeper:
     # What its thread does.
 
     def _run(self) -> None:
-        if self._after is not None:
-            self._after.join()
-            self._after = None
-            self._journal.refresh()
+        self._follow()
         while self._wait():
             self.turn()
             if self._once and not self._journal.entries:
@@ -160,12 +168,21 @@ class Keeper:
             self._restore()
         self.driver.close()
 
+    def _follow(self) -> None:
+        """Wait for the end of those before."""
+        end = self._clock() + _PREDECESSORS
+        while self._after and not self._ended and self._clock() < end:
+            if self._after[0].join(_AGAIN):
+                self._after = self._after[1:]
+        self._after = ()
+
     def _wait(self) -> bool:
         """Wait until there is something to do, or it is time to read again; False at the end."""
         with self._woken:
             has_to_act = self._decided is not None or self._standing is Standing.STARTING
             if not self._ended and (self._delay or not has_to_act):
-                self._woken.wait(self._delay or self.driver.period)
+                period = self.driver.period * (1 if self._journal.entries else _CALM)
+                self._woken.wait((self._delay or period) * random.uniform(1 - _SPREAD, 1))
             return not self._ended
 
     def turn(self) -> None:
@@ -175,6 +192,7 @@ class Keeper:
             self._decided = None
         began = self._clock() if decided is None else decided
         try:
+            self._journal.refresh()
             if not mode.reads and not self._journal.entries:
                 self._uses, self._discovery, self._refused = {}, None, ()
                 self._settle(Standing.OFF, "")
@@ -275,6 +293,8 @@ class Keeper:
                 self._tell(Result.OK, began, {}, exchanges, "")
         except DriverError as error:
             self._fail(error, began, again=None)
+        except Exception:
+            log.exception("pools: %s: %s: a fault of this program; it isn't put back", self.pool, self.name)
 
     def _fail(self, error: DriverError, began: float, again: float | None) -> None:
         self._tell(Result.FAILED, began, {}, error.exchanges, str(error))

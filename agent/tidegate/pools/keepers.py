@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tidegate.config.pools import AnyDriver, FailfastDriver, Pool
 from tidegate.errors import DriverError
-from tidegate.model.driver import DriverRow
+from tidegate.model.driver import DriverRow, Standing
 from tidegate.model.outliers import Member, Policy
 from tidegate.pools import making
 from tidegate.pools.direct import Direct
@@ -38,6 +38,13 @@ class _Wanted(NamedTuple):
     section: AnyDriver | None
     endpoints: tuple[str, ...]
     mode: Mode
+
+
+class _Unmade(NamedTuple):
+    """What could not be made of what the config asks for, and why."""
+
+    asked: _Wanted
+    error: str
 
 
 class _Made(NamedTuple):
@@ -67,6 +74,7 @@ class Keepers:
         self._record, self._clock = record, clock
         self.refusals: Refusals | None = None
         self._made: dict[_Key, _Made] = {}
+        self._unmade: dict[_Key, _Unmade] = {}
         self._direct: dict[str, Direct] = {}
         self._leaving: list[Keeper] = []
         self._is_first = True
@@ -92,6 +100,8 @@ class Keepers:
         self._leaving = [keeper for keeper in self._leaving if not keeper.join(0)]
         for key in self._made.keys() - wanted.keys():
             self._leave(key)
+        for key in self._unmade.keys() - wanted.keys():
+            del self._unmade[key]
         for key, asked in wanted.items():
             self._make(key, asked)
         self._configure_direct(direct)
@@ -99,28 +109,38 @@ class Keepers:
             self._lease.begin()
 
     def _make(self, key: _Key, asked: _Wanted) -> None:
-        """Have a keeper as the config asks for it: go on with the one that there is, or begin another."""
-        made, before = self._made.get(key), None
-        if made is not None and made.section == asked.section:
-            if made.endpoints == asked.endpoints:
-                made.keeper.configure(asked.mode)
-                return
-            before = self._made.pop(key).keeper  # what is out of the same proxy stays so
-            before.end(restore=False)
-        elif made is not None:
-            self._leave(key)
+        """Have a keeper as the config asks for it: go on with the one that there is, or begin another.
+
+        Where that can't be made, the one that there is goes on until it can.
+        """
+        made = self._made.get(key)
+        if made is not None and (made.section, made.endpoints) == (asked.section, asked.endpoints):
+            made.keeper.configure(asked.mode)
+            self._unmade.pop(key, None)
+            return
         try:
             journal = making.journal_of(self._journal, *key, asked.section, asked.endpoints)
             driver = making.make(asked.section, asked.endpoints, journal)
         except DriverError as error:
-            log.error("pools: %s: %s: %s", *key, error)
+            if key not in self._unmade or self._unmade[key].error != str(error):
+                log.error("pools: %s: %s: %s", *key, error)
+            self._unmade[key] = _Unmade(asked, str(error))
             return
+        self._unmade.pop(key, None)
         keeper = Keeper(*key, driver, journal, asked.mode, self._record, clock=self._clock)
-        if before is not None:
+        after: list[Keeper] = []
+        if made is not None and made.section == asked.section:
+            before = self._made.pop(key).keeper  # what is out of the same proxy stays so
+            before.end(restore=False)
             keeper.want(
                 {name: left for name, left in before.wanted.items() if name in asked.endpoints}, self._clock()
             )
-        keeper.start(after=before)
+            after.append(before)
+        elif made is not None:
+            self._leave(key)
+        # What others did to the same proxy would look like an operator's doing, or as what was there before.
+        after += [leaving for leaving in self._leaving if leaving.driver.target == driver.target]
+        keeper.start(after)
         self._made[key] = _Made(asked.section, asked.endpoints, keeper)
 
     def _leave(self, key: _Key) -> None:
@@ -161,13 +181,18 @@ class Keepers:
     # What the breaker wants.
 
     def want(self, pool: str, refused: Wanted, out: Wanted, decided: float) -> None:
-        """Tell the drivers of a pool; ``refused`` is for the kernel, with the permits that are left."""
+        """Tell the drivers of a pool; ``refused`` is for the kernel, with the permits that are left.
+
+        The kernel refuses nobody whom a proxy of the pool can't do without; what proxies say of that changes, so
+        this is to be called now and then while somebody is out.
+        """
+        keepers = [made.keeper for (of, _), made in self._made.items() if of == pool]
         direct = self._direct.get(pool)
         if direct is not None:
-            direct.want(refused, decided)
-        for (of, _), made in self._made.items():
-            if of == pool:
-                made.keeper.want(out, decided)
+            needed = {endpoint for keeper in keepers for endpoint in keeper.refusable(out)}
+            direct.want({name: left for name, left in refused.items() if name not in needed}, decided)
+        for keeper in keepers:
+            keeper.want(out, decided)
 
     def acts(self, pool: str) -> bool:
         """Tell whether a pool has a driver that keeps anybody from an endpoint."""
@@ -176,18 +201,23 @@ class Keepers:
         )
 
     def beat(self) -> None:
-        """Have what is out stay out for another while."""
+        """Have what is out stay out for another while, and make what could not be made."""
         if self.refusals is not None:
             self.refusals.renew()
         self._lease.renew()
+        for key, unmade in list(self._unmade.items()):
+            self._make(key, unmade.asked)
 
     def rows(self) -> dict[str, tuple[DriverRow, ...]]:
         """Return what there is to show, by pool."""
         found: dict[str, list[DriverRow]] = {}
         for pool, direct in self._direct.items():
             found.setdefault(pool, []).append(direct.row())
-        for (pool, _), made in self._made.items():
-            found.setdefault(pool, []).append(made.keeper.row())
+        for (pool, name), made in self._made.items():
+            if (pool, name) not in self._unmade:
+                found.setdefault(pool, []).append(made.keeper.row())
+        for (pool, name), unmade in self._unmade.items():
+            found.setdefault(pool, []).append(_row(pool, name, unmade))
         return {pool: tuple(rows) for pool, rows in found.items()}
 
     def close(self) -> None:
@@ -203,8 +233,18 @@ class Keepers:
 
 
 def mode_of(policy: Policy) -> Mode:
-    """Return what drivers may do by a policy."""
-    return Mode(reads=policy.mode not in _OFF, acts=policy.mode in _ACTING, least=policy.min_healthy)
+    """Return what drivers may do by a policy; a proxy is left without any endpoint only where that says so."""
+    empties = policy.outlier_detection.max_ejection_percent >= 100
+    least = policy.min_healthy or (0 if empties else 1)
+    return Mode(reads=policy.mode not in _OFF, acts=policy.mode in _ACTING, least=least)
+
+
+def _row(pool: str, name: str, unmade: _Unmade) -> DriverRow:
+    section = unmade.asked.section
+    target = name if section is None else making.name_of(section)
+    return DriverRow(
+        pool=pool, driver=name, target=target, version="", standing=Standing.BEHIND, uses={}, error=unmade.error
+    )
 
 
 def _any_left(journal: Path) -> bool:

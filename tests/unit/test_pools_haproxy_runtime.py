@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -115,6 +117,28 @@ def test_no_answer_is_being_away(tmp_path: Path, answer: bytes | None, says: str
         exchange(path, "show cli level", 0.05)
     assert caught.value.away
     assert caught.value.exchanges == (("show cli level", (answer or b"").decode()),)
+
+
+def test_a_queue_that_is_full_for_the_moment_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as first:
+        listening.bind(path)
+        listening.listen(0)
+        first.connect(path)
+        with pytest.raises(DriverError, match="Resource temporarily unavailable") as caught:
+            exchange(path, "show info", 0.05)
+        assert caught.value.away
+
+        def serve() -> None:
+            listening.accept()[0].close()
+            with listening.accept()[0] as second:
+                second.recv(65536)
+                second.sendall(b"\n")
+
+        later = threading.Timer(0.05, serve)
+        later.start()
+        assert exchange(path, "show info", 5.0) == "\n"
+        later.join()
 
 
 def test_no_socket_is_being_away(tmp_path: Path) -> None:

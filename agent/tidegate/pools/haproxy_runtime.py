@@ -24,6 +24,8 @@ TIMEOUT = 1.0
 LARGEST = 16 << 20
 #: A line must fit into HAProxy's buffer (tune.bufsize, 16384 by default).
 _LONGEST_LINE = 2048
+#: A full queue of its socket has room again after some seconds like these.
+_QUEUED = 0.005
 
 #: What HAProxy itself takes in a config. Anything else ends a word or a command on the socket, where a name with
 #: ``;`` or a newline would write to other servers.
@@ -155,7 +157,7 @@ def exchange(path: str, command: str, timeout: float = TIMEOUT) -> str:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(timeout)
-            connection.connect(path)
+            _connect(connection, path, end)
             connection.sendall(command.encode("ascii") + b"\n")
             while len(answer) <= LARGEST:
                 connection.settimeout(max(end - time.monotonic(), 0.001))
@@ -175,6 +177,19 @@ def exchange(path: str, command: str, timeout: float = TIMEOUT) -> str:
     if text != "\n" and not text.endswith("\n\n"):
         raise _away(path, command, answer, f"the answer broke off after {len(answer)} bytes")
     return text
+
+
+def _connect(connection: socket.socket, path: str, end: float) -> None:
+    """Connect, also where so many others do that its queue is full for the moment."""
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_QUEUED)
+        else:
+            return
 
 
 def _away(path: str, command: str, answer: bytearray, found: str) -> DriverError:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import pwd
 import stat
@@ -134,9 +135,8 @@ class Audit:
     ) -> bool:
         now = self._now()
         written_at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = msgspec.json.encode(
-            Record(time=written_at, action=action, by=by, subject=subject, reason=reason, details=details)
-        )
+        record = Record(time=written_at, action=action, by=by, subject=subject, reason=reason, details=details)
+        line = _encoded(record)
         try:
             self._append(line + b"\n", now)
         except OSError as error:
@@ -276,6 +276,14 @@ class Audit:
                     path.unlink(missing_ok=True)
         except OSError as error:
             self._complain(error)
+
+
+def _encoded(record: Record) -> bytes:
+    """Encode a record, also one with text that isn't Unicode, from a file or another program."""
+    try:
+        return msgspec.json.encode(record)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(record)).encode("ascii")
 
 
 def _first_time(path: Path) -> float | None:

@@ -90,6 +90,12 @@ def test_a_record_is_one_line_with_fixed_fields(tmp_path: Path, opened: Callable
     assert trail.health() == audit.AuditHealth(2, 0, None)
 
 
+def test_text_that_is_not_unicode_is_on_the_record(tmp_path: Path, opened: Callable[..., Audit]) -> None:
+    trail = opened()
+    assert trail.record(Action.POOL, by=ROOT, reason="failed", details={"error": "cluster \ud800"})
+    assert lines(tmp_path / "log" / "audit.jsonl")[0]["details"] == {"error": "cluster \ud800"}
+
+
 def test_a_file_that_would_grow_too_large_is_moved_on(tmp_path: Path, opened: Callable[..., Audit]) -> None:
     trail, directory = opened(max_size=600), tmp_path / "log"
     for number in range(20):

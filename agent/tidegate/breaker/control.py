@@ -338,8 +338,8 @@ class Breaker:
         for name, member in wanted.items():
             decisions += self._engine.set_pool(name, member.policy, member.endpoints, now)
         self._members = wanted
-        self._heard = Counter({key: count for key, count in self._heard.items() if key in self._at})
         self._of, self._at = of, {key: endpoint for endpoint, key in of.items()}
+        self._heard = Counter({key: count for key, count in self._heard.items() if key in self._at})
         seen = self._http.endpoints.seen()
         self._counted = {endpoint: self._counted.get(endpoint, count) for endpoint, count in seen.items()}
         self._keepers.configure(pools, wanted)

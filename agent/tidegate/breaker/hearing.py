@@ -10,7 +10,7 @@ from typing import Any
 
 from tidegate.breaker.control import Breaker
 from tidegate.config import units
-from tidegate.config.pools import AnyDriver, EnvoyDriver, HaproxyDriver, Pool
+from tidegate.config.pools import EnvoyDriver, HaproxyDriver, Pool
 from tidegate.errors import TidegateError
 from tidegate.feeds import datagrams, upstreams
 from tidegate.feeds.polled import Statistics
@@ -21,6 +21,7 @@ log = logging.getLogger("tidegate")
 
 _LOST = ("malformed", "truncated")
 _Key = tuple[str, str]  # of a pool and the driver's name in it
+_Asked = tuple[HaproxyDriver | EnvoyDriver, Sequence[str]]  # where, and of which endpoints
 _Take = Callable[[Sequence[Event]], int]
 
 
@@ -33,7 +34,7 @@ class Hearing:
 
     def __init__(self, breaker: Breaker, listen: str | None, pools: Mapping[str, Pool]) -> None:
         self._breaker, self._pools = breaker, pools
-        self._polled: dict[_Key, tuple[AnyDriver, Statistics[Any]]] = {}
+        self._polled: dict[_Key, tuple[_Asked, Statistics[Any]]] = {}
         self.lines: datagrams.Datagrams[tuple[upstreams.Try, ...]] | None = None
         if listen is not None:
             where = units.listen(listen) if not listen.startswith("/") else Path(listen)
@@ -65,20 +66,20 @@ class Hearing:
         """Ask for the statistics of pools with answers that can't be read, and for no others."""
         blind = {pool for pool, _ in self._breaker.blind()}
         wanted = {
-            (pool, name): section
+            (pool, name): (section, self._pools[pool].endpoints)
             for pool in blind & self._pools.keys()
             for name, section in making.names(self._pools[pool].drivers)
             if isinstance(section, HaproxyDriver | EnvoyDriver) and section.statistics
         }
-        for key, (section, polled) in list(self._polled.items()):
-            if wanted.get(key) != section:
+        for key, (asked, polled) in list(self._polled.items()):
+            if wanted.get(key) != asked:
                 del self._polled[key]
                 polled.stop()
-        for key, section in wanted.items():
+        for key, (section, endpoints) in wanted.items():
             if key not in self._polled:
-                found = _statistics(key, section, self._pools[key[0]].endpoints, self._breaker.hear)
+                found = _statistics(key, section, endpoints, self._breaker.hear)
                 if found is not None:
-                    self._polled[key] = section, found
+                    self._polled[key] = (section, endpoints), found
 
     def losses(self) -> dict[str, int]:
         """Return what was lost of lines and statistics, by kind."""

@@ -14,6 +14,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+#: Of a text from another program so many characters are shown at its beginning, and at its end.
+_HEAD, _TAIL = 1500, 400
+
+
+def shown(text: str) -> str:
+    """Return a text that another program may have had a part in as one line for a log or a terminal.
+
+    What a terminal would obey is escaped, and of a long text the middle is left out.
+    """
+    if len(text) > _HEAD + _TAIL:
+        text = f"{text[:_HEAD]} ... {text[-_TAIL:]}"
+    if text.isprintable():
+        return text
+    line = " ".join(part for part in text.splitlines() if part.strip())
+    return "".join(
+        each if each.isprintable() else " " if each == "\t" else each.encode("unicode_escape").decode()
+        for each in line
+    )
+
 
 class TidegateError(Exception):
     """Something that was asked for could not be done."""
@@ -24,11 +43,11 @@ class TidegateError(Exception):
 class DriverError(TidegateError):
     """A proxy could not be read or changed; ``away`` where nobody answered, so that its state isn't known.
 
-    ``exchanges`` are the commands that led to it, each with what came back.
+    ``exchanges`` are the commands that led to it, each with what came back. The message may quote a proxy.
     """
 
     def __init__(self, message: str, *, away: bool = False, exchanges: Sequence[tuple[str, str]] = ()) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.away, self.exchanges = away, tuple(exchanges)
 
 

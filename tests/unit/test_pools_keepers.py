@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import threading
 import time
@@ -20,12 +21,13 @@ import typer
 from tests.unit.test_pools_keeper import ALL, A, B, C, Played, wait
 from tidegate.breaker import hearing
 from tidegate.breaker.hearing import Hearing
+from tidegate.breaker.recorded import details_of_update
 from tidegate.cli import pools as command
 from tidegate.config.pools import AnyDriver, FailfastDriver, HaproxyDriver, Pool
 from tidegate.errors import DriverError, TidegateError
 from tidegate.kernel.endpoints import Endpoint
 from tidegate.lock import AgentLock
-from tidegate.model.driver import DriverRow, Standing, Use
+from tidegate.model.driver import DriverRow, Result, Standing, Use
 from tidegate.model.outliers import Member, OutlierDetection, Policy
 from tidegate.pools import guard, making
 from tidegate.pools import journal as journals
@@ -164,6 +166,26 @@ def test_a_proxy_is_emptied_only_where_the_policy_says_both(min_healthy: int, pe
     detection = OutlierDetection(max_ejection_percent=percent)
     policy = Policy(mode="enforce", min_healthy=min_healthy, outlier_detection=detection)
     assert mode_of(policy) == Mode(reads=True, acts=True, least=least)
+
+
+def test_what_a_proxy_says_is_one_line_that_a_terminal_does_not_obey() -> None:
+    error = DriverError("nginx refuses: \x1b[2J\x9b31m\n\n  line 2\tof\u202e it\r\n; mend that")
+    assert str(error) == "nginx refuses: \\x1b[2J\\x9b31m   line 2 of\\u202e it ; mend that"
+    long = str(DriverError(f"nginx: {'x' * 1_000_000}; mend that"))
+    assert (len(long) < 2_000, long[:7], long[-11:]) == (True, "nginx: ", "; mend that")
+    told = Told("p", "nginx", "t", Result.FAILED, {}, [Exchange("nginx -t", "x" * 1_000_000)], 0.1, "")
+    assert len(json.dumps(details_of_update(told))) < 10_000
+
+
+def test_of_many_endpoints_an_error_names_a_few() -> None:
+    many = [f"10.0.{number // 256}.{number % 256}:80" for number in range(1000)]
+    driver = Played(Journal(None, Kept(pool="p", driver="d", endpoints=tuple(many), config={})))
+    driver.uses, driver.is_deaf = dict.fromkeys(many, Use.ACTIVE), True
+    keeper = Keeper("p", "d", driver, driver.journal, Mode(reads=True, acts=True, least=1), lambda _: None)
+    keeper.want(dict.fromkeys(many[:500], 0), 0.0)
+    keeper.turn()
+    assert f"{many[0]} active" in keeper.row().error
+    assert "and 492 more; it is told again" in keeper.row().error
 
 
 def test_a_fault_while_putting_back_does_not_keep_the_driver_open() -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from tidegate.model.breaker import Action, Decision
 from tidegate.pools.updates import Told
 
+#: More of a command or an answer isn't kept.
+_LONGEST = 4096
+
 
 def text_of(decision: Decision) -> str:
     """Return a decision in words."""
@@ -41,6 +44,8 @@ def details_of_update(told: Told) -> dict[str, Any]:
         "target": told.target,
         "changed": told.changed,
         "seconds": round(told.seconds, 6),
-        "exchanges": [{"command": command, "answer": answer} for command, answer in told.exchanges],
+        "exchanges": [
+            {"command": command[:_LONGEST], "answer": answer[:_LONGEST]} for command, answer in told.exchanges
+        ],
     }
     return details | ({"error": told.error} if told.error else {})

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from tidegate.errors import DriverError
+from tidegate.errors import DriverError, shown
 from tidegate.model.driver import DriverRow, Result, Standing, Use
 from tidegate.pools.driver import Discovery, Driver, Wanted
 from tidegate.pools.journal import Journal
-from tidegate.pools.plan import Plan, is_done, plan
+from tidegate.pools.plan import Plan, plan, undone
 from tidegate.pools.updates import Counts, Told
 
 log = logging.getLogger("tidegate")
@@ -23,6 +23,8 @@ log = logging.getLogger("tidegate")
 _AGAIN, _AT_MOST = 0.1, 1.0
 #: What a proxy says right after it was told may be of before: it is asked again until so many seconds have passed.
 _SETTLES, _GLANCE = 0.5, 0.002
+#: So many endpoints stand in an error.
+_LISTED = 8
 #: How often the proxy itself is looked at anew.
 _LOOKED = 30.0
 #: While nothing is out, a proxy has nothing to forget, and is read after so many periods.
@@ -144,12 +146,12 @@ class Keeper:
             pool=self.pool,
             driver=self.name,
             target=self.driver.target,
-            version=found.version if found else "",
+            version=shown(found.version) if found else "",
             standing=self._standing,
             uses=self._uses,
             refused=self._refused,
             error=self._error,
-            warnings=(*found.refusals, *found.warnings) if found else (),
+            warnings=tuple(map(shown, (*found.refusals, *found.warnings))) if found else (),
             replays=self._replays,
             old_workers=old[0],
             old_worker_bytes=old[1],
@@ -228,7 +230,7 @@ class Keeper:
             exchanges = self.driver.apply(planned.out)
         self._uses = self.driver.read()
         deadline = self._clock() + self._settles
-        while not is_done(planned.out, self._uses) and self._clock() < deadline:
+        while undone(planned.out, self._uses) and self._clock() < deadline:
             if self._decided is not None or self._ended:
                 return  # passed over
             time.sleep(_GLANCE)
@@ -238,8 +240,9 @@ class Keeper:
     def _settle_by(
         self, planned: Plan, began: float, changed: dict[str, str], exchanges: Sequence[tuple[str, str]]
     ) -> None:
-        if not is_done(planned.out, self._uses):
-            others = ", ".join(f"{name} {use}" for name, use in self._uses.items())
+        if says := undone(planned.out, self._uses):
+            others = ", ".join(f"{name} {self._uses[name]}" for name in says[:_LISTED])
+            others += f" and {len(says) - _LISTED} more" if len(says) > _LISTED else ""
             message = f"{self.driver.target}: it was told, but says: {others}; it is told again"
             self._tell(Result.UNVERIFIED, began, changed, exchanges, message)
             self._settle(Standing.BEHIND, message)
@@ -250,8 +253,8 @@ class Keeper:
             self._tell(Result.OK, began, changed, exchanges, "")
         if planned.refused:
             message = (
-                f"{self.driver.target}: {', '.join(planned.refused)} can't be taken out: too few endpoints that "
-                "it uses would be left; min_healthy of the pool is the bound"
+                f"{self.driver.target}: {shown(', '.join(planned.refused))} can't be taken out: too few endpoints "
+                "that it uses would be left; min_healthy of the pool is the bound"
             )
             if self._error != message:
                 self._tell(Result.REFUSED, began, dict.fromkeys(planned.refused, "refused"), (), message)

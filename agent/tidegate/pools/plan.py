@@ -41,15 +41,16 @@ def plan(wanted: Wanted, uses: Mapping[str, Use], least: int) -> Plan:
 
 
 def is_done(out: Wanted, uses: Mapping[str, Use]) -> bool:
-    """Tell whether a proxy uses its endpoints as it was told; what it lacks or others hold out counts as out."""
-    for endpoint, use in uses.items():
-        permits = out.get(endpoint)
-        if permits is None:
-            done = use not in (Use.EJECTED, Use.TRIAL)
-        elif permits == 0:
-            done = use not in (Use.ACTIVE, Use.TRIAL)
-        else:
-            done = use is not Use.EJECTED
-        if not done:
-            return False
-    return True
+    """Tell whether a proxy uses its endpoints as it was told."""
+    return not undone(out, uses)
+
+
+def undone(out: Wanted, uses: Mapping[str, Use]) -> list[str]:
+    """Return whom a proxy doesn't use as it was told; what it lacks or others hold out counts as out."""
+    return [endpoint for endpoint, use in uses.items() if use in _wrong(out.get(endpoint))]
+
+
+def _wrong(permits: int | None) -> tuple[Use, ...]:
+    if permits is None:
+        return Use.EJECTED, Use.TRIAL
+    return (Use.EJECTED,) if permits else (Use.ACTIVE, Use.TRIAL)

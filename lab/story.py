@@ -168,7 +168,9 @@ class Story:
             (self.directory / f"{name}.conf").write_text(lines, encoding="ascii")
         log = f"access_log syslog:server=unix:{self.feed},nohostname tidegate_upstream;" if self._tls else ""
         servers = _NGINX.format(directory=self.directory, scheme="https" if self._tls else "http", log=log)
-        self.proxy = Nginx(self.gateway, "gateway", servers, CURRENT_NGINX)
+        nginx = self.proxy = Nginx(self.gateway, "gateway", servers, CURRENT_NGINX)
+        nginx.write(servers, "worker_shutdown_timeout 10s;\n")
+        nginx.reload()
         where = (
             f"config: {self.proxy.directory}/nginx.conf, prefix: {self.proxy.directory}, program: {CURRENT_NGINX}"
         )

@@ -188,6 +188,38 @@ def test_of_many_endpoints_an_error_names_a_few() -> None:
     assert "and 492 more; it is told again" in keeper.row().error
 
 
+def test_what_was_sent_for_a_decision_that_is_passed_over_is_on_the_record_of_the_next() -> None:
+    driver, told = Played(Journal(None, Kept(pool="p", driver="d", endpoints=(A,), config={}))), list[Told]()
+    keeper = Keeper("p", "d", driver, driver.journal, Mode(reads=True, acts=True, least=1), told.append)
+    driver.is_deaf = True
+    read = driver.read
+
+    def read_and_want() -> dict[str, Use]:
+        if driver.told and keeper.wanted:
+            keeper.want({}, 0.0)
+        return read()
+
+    driver.read = read_and_want  # type: ignore[method-assign]
+    keeper.want({A: 0}, 0.0)
+    keeper.turn()
+    assert told == []
+    keeper.turn()
+    assert [(each.result, each.exchanges) for each in told] == [(Result.OK, [Exchange(f"{A} ejected", "done")])]
+
+
+def test_a_proxy_that_is_only_to_be_read_fails_no_update() -> None:
+    driver, told = Played(Journal(None, Kept(pool="p", driver="d", endpoints=(A,), config={}))), list[Told]()
+    keeper = Keeper("p", "d", driver, driver.journal, Mode(reads=True, acts=True, least=1), told.append)
+    driver.is_away = True
+    keeper.turn()
+    row = keeper.row()
+    assert (row.standing, bool(row.error), told) == (Standing.AWAY, True, [])
+    assert not any(updates.count for updates in row.updates)
+    keeper.want({A: 0}, 0.0)
+    keeper.turn()
+    assert [each.result for each in told] == [Result.FAILED]
+
+
 def test_a_fault_while_putting_back_does_not_keep_the_driver_open() -> None:
     driver = Played(Journal(None, Kept(pool="p", driver="d", endpoints=(A,), config={})))
 

@@ -73,12 +73,13 @@ class Keeper:
         self._discovery: Discovery | None = None
         self._discovered = float("-inf")
         self._uses: dict[str, Use] = {}
-        self._standing, self._error = Standing.STARTING, ""
+        self._standing, self._error, self._recorded = Standing.STARTING, "", ""
         self._refused: tuple[str, ...] = ()
         self._delay = 0.0
         self._replays = 0
         self._done: Wanted = {}
         self._was: dict[str, Use] = {}
+        self._sent: list[tuple[str, str]] = []
         self._counts = Counts()
         self._thread = threading.Thread(target=self._run, name=f"{pool} {name}", daemon=True)
 
@@ -214,28 +215,35 @@ class Keeper:
             self._fail(error, began, again=decided)
         except Exception as error:
             # A fault of a driver must not end the keeper, or what is out would stay out for ever.
-            log.exception("pools: %s: %s: a fault of this program; it is tried again", self.pool, self.name)
-            self._fail(DriverError(f"a fault of this program: {error!r}"), began, again=decided)
+            fault = DriverError(f"a fault of this program: {error!r}")
+            if str(fault) != self._error:
+                log.exception("pools: %s: %s: a fault of this program; it is tried again", self.pool, self.name)
+            self._fail(fault, began, again=decided)
 
     def _reconcile(self, planned: Plan, began: float) -> None:
         self._refused = planned.refused
         changed = self._difference(planned.out)
         if not changed and not self._is_behind(planned.out):
-            self._settle_by(planned, began, {}, [])
+            self._settle_by(planned, began, {}, self._take_sent())
             return
         if self._done == planned.out and self._standing is Standing.OK:
             self._replays += 1
             self._discovery = None  # it may be another version by now
         with self._journal.turn():
-            exchanges = self.driver.apply(planned.out)
+            self._sent += self.driver.apply(planned.out)
         self._uses = self.driver.read()
         deadline = self._clock() + self._settles
         while undone(planned.out, self._uses) and self._clock() < deadline:
             if self._decided is not None or self._ended:
-                return  # passed over
+                return
             time.sleep(_GLANCE)
             self._uses = self.driver.read()
-        self._settle_by(planned, began, changed, exchanges)
+        self._settle_by(planned, began, changed, self._take_sent())
+
+    def _take_sent(self) -> list[tuple[str, str]]:
+        """Return what was sent since the last record: a decision may have been passed over."""
+        sent, self._sent = self._sent, []
+        return sent
 
     def _settle_by(
         self, planned: Plan, began: float, changed: dict[str, str], exchanges: Sequence[tuple[str, str]]
@@ -293,14 +301,16 @@ class Keeper:
             if self._journal.entries:
                 with self._journal.turn():
                     exchanges = self.driver.restore()
-                self._tell(Result.OK, began, {}, exchanges, "")
+                self._tell(Result.OK, began, {}, [*self._take_sent(), *exchanges], "")
         except DriverError as error:
             self._fail(error, began, again=None)
         except Exception:
             log.exception("pools: %s: %s: a fault of this program; it isn't put back", self.pool, self.name)
 
     def _fail(self, error: DriverError, began: float, again: float | None) -> None:
-        self._tell(Result.FAILED, began, {}, error.exchanges, str(error))
+        if again is not None or self._restores or self._wanted or self._journal.entries:
+            # Else it was only to be read.
+            self._tell(Result.FAILED, began, {}, [*self._take_sent(), *error.exchanges], str(error))
         if error.away:
             self._uses = {}
             self._discovery = None  # another version may come back
@@ -317,7 +327,7 @@ class Keeper:
         if error:
             self._delay = min(max(2 * self._delay, _AGAIN), _AT_MOST)
         else:
-            self._delay = 0.0
+            self._delay, self._recorded = 0.0, ""
         if error != self._error:
             if error:
                 log.error("pools: %s: %s: %s", self.pool, self.name, error)
@@ -335,7 +345,8 @@ class Keeper:
     ) -> None:
         seconds = max(self._clock() - began, 0.0)
         self._counts.add(result, seconds)
-        if not error or error != self._error:  # each failure once
+        if not error or error != self._recorded:  # each failure once
+            self._recorded = error
             self._record(
                 Told(self.pool, self.name, self.driver.target, result, changed, exchanges, seconds, error)
             )

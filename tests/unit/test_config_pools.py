@@ -144,6 +144,10 @@ BAD = {
     "{a: {endpoints: ['10.0.0.6:80', '[::ffff:10.0.0.6]:80']}}": (
         "f:1:12: pools.a: endpoints: expected each once, found 10.0.0.6:80 more than once"
     ),
+    "{a: {drivers: [{haproxy: {backend: b}}, {failfast: {}}, {haproxy: {backend: b, eject: maint}}]}}": (
+        "f:1:12: pools.a: drivers: expected each proxy once, found haproxy /run/haproxy/admin.sock b more than "
+        "once"
+    ),
     "{a: {endpoints: ['10.0.0.6:80']}, b: {endpoints: ['10.0.0.6:80']}}": (
         "f:1:1: pools.b.endpoints: expected endpoints of one pool each, found 10.0.0.6:80 in a"
     ),

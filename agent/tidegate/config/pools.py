@@ -101,6 +101,25 @@ class Pool(Handling, frozen=True, kw_only=True):
         twice = [endpoint for endpoint, count in Counter(self.endpoints).items() if count > 1]
         if twice:
             raise ValueError(f"endpoints: expected each once, found {', '.join(twice)} more than once")
+        places = Counter(map(_place, self.drivers))
+        if again := [" ".join(place) for place, count in places.items() if count > 1]:
+            # Each would take what the other does for an operator's doing.
+            raise ValueError(f"drivers: expected each proxy once, found {', '.join(again)} more than once")
+
+
+def _place(driver: AnyDriver) -> tuple[str, ...]:
+    """Return what a driver writes to."""
+    match driver:
+        case NginxDriver():
+            return "nginx", driver.include
+        case DnsDriver():
+            return "dns", str(driver.listen), driver.name
+        case HaproxyDriver():
+            return "haproxy", driver.socket, driver.backend
+        case EnvoyDriver():
+            return "envoy", driver.eds, *filter(None, [driver.cluster])
+        case FailfastDriver():
+            return ("failfast", *driver.services)
 
 
 class UpstreamFeed(Section, frozen=True, kw_only=True):

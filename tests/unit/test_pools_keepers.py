@@ -91,7 +91,11 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     made = Node(tmp_path)
     monkeypatch.setattr(making, "make", made.make)
     yield made
+    child = made.lease.child
     made.keepers.close()
+    if child is not None:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.parametrize("changed", [msgspec.structs.replace(HAPROXY, eject="maint"), HAPROXY])

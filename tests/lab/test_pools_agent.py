@@ -202,3 +202,31 @@ def test_another_agent_with_the_same_config_or_another(
         assert states(story) == out(s1=DRAIN if changed == "backend" else MAINT)
         assert second.stop()[0] == 0
     assert states(story) == out()
+
+
+def test_the_kernel_refuses_nobody_whom_the_proxy_needs(lab: Lab, tmp_path: Path) -> None:
+    """An operator has two of three in maintenance, which the breaker doesn't know."""
+    story = Story(lab, "haproxy", ejection="300s")
+    story.config = story.config.replace("}}]", "}}, {failfast: {}}]")
+
+    def drivers(agent: StoryAgent) -> dict[str, str]:
+        rows = json.loads(agent.command("pools", "list", "--json").stdout)
+        return {row["driver"]: row["uses"].get(FIRST) for row in rows if row["pool"] == "inventory"}
+
+    def held(agent: StoryAgent) -> int:
+        rows = json.loads(agent.command("pools", "list", "--json").stdout)
+        return sum(list(row["uses"].values()).count("held") for row in rows)
+
+    with StoryAgent(story, tmp_path) as agent:
+        for server in ("s1", "s2"):
+            proxy(story).ask(f"set server inventory_service/{server} state maint")
+        agent.wait_for("his doing", lambda: held(agent) == 2)
+        assert not agent.command("breaker", "open", "inventory", FIRST).returncode
+        agent.wait_for("a refusal", lambda: "min_healthy" in agent.command("pools", "list").stdout)
+        for _ in range(5):
+            assert drivers(agent) == {"haproxy": "active", "failfast": "active"}
+            assert reached(story).keys() == {FIRST}
+        proxy(story).ask("set server inventory_service/s1 state ready")
+        agent.wait_for("an ejection", lambda: drivers(agent) == {"haproxy": "ejected", "failfast": "ejected"})
+        assert reached(story).keys() == {SECOND}
+        assert agent.stop()[0] == 0

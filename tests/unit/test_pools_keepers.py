@@ -82,6 +82,14 @@ class Node:
         pools = {name: Pool(endpoints=list(endpoints), drivers=list(drivers))}
         self.keepers.configure(pools, {name: Member(POLICY, endpoints, None)})
 
+    def close(self) -> None:
+        """End all; the lease's child would act for what is left."""
+        child = self.lease.child
+        self.keepers.close()
+        if child is not None:
+            child.kill()
+            child.wait()
+
     def row(self, name: str = "inventory") -> DriverRow:
         return next(row for row in self.keepers.rows()[name] if row.driver == "haproxy")
 
@@ -91,11 +99,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     made = Node(tmp_path)
     monkeypatch.setattr(making, "make", made.make)
     yield made
-    child = made.lease.child
-    made.keepers.close()
-    if child is not None:
-        child.kill()
-        child.wait()
+    made.close()
 
 
 @pytest.mark.parametrize("changed", [msgspec.structs.replace(HAPROXY, eject="maint"), HAPROXY])
@@ -122,7 +126,7 @@ def test_who_waits_still_ends_when_the_agent_does(node: Node) -> None:
     wait(lambda: node.uses[A] is Use.EJECTED)
     node.drivers[0].is_away = True
     node.configure(msgspec.structs.replace(HAPROXY, eject="maint"))
-    node.keepers.close()
+    node.close()
     assert all(driver.is_closed for driver in node.drivers)
 
 

@@ -40,7 +40,7 @@ class DnsDriver(Section, frozen=True, kw_only=True, tag="dns"):
 
     name: Domain
     listen: Annotated[Listen, Meta(extra={"notation": units.ADDRESS})] = Listen("127.0.0.1", 5300)
-    ttl: Annotated[Duration, Meta(ge=1, le=60)] = 1.0
+    ttl: Annotated[Duration, Meta(ge=0, le=60)] = 0.0
 
 
 class HaproxyDriver(Section, frozen=True, kw_only=True, tag="haproxy"):

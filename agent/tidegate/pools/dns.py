@@ -54,8 +54,9 @@ class DnsDriver:
         self._responder: Responder | None = None
         self._since = clock()
         self.target = f"dns {config.listen} {config.name}"
-        #: Until nginx has asked again, in seconds.
-        self.settles = config.ttl + ROUNDED + 0.75
+        #: Until nginx has asked again, in seconds; with 'valid=1s' that is up to two.
+        self._asks = max(config.ttl, 1.0) + ROUNDED
+        self.settles = self._asks + 0.75
 
     def discover(self) -> Discovery:
         """Answer from now on; say what the DNS can't express of this pool."""
@@ -113,7 +114,7 @@ class DnsDriver:
         started = self._clock()
         self._open_soon(started + self._patience)
         exchange = self._publish(set())
-        end = max(started + self._zone.ttl + ROUNDED + 1.0, self._since + self._patience)
+        end = max(started + self._asks + 1.0, self._since + self._patience)
         while not self._all_in(now := self._clock()):
             if now >= end:
                 uses = self._zone.uses(now)
@@ -122,7 +123,7 @@ class DnsDriver:
                     if not uses
                     else DriverError(
                         f"{self.target}: somebody still has an answer without all endpoints and hasn't asked for "
-                        f"{now - started:.1f} s; set valid={self._zone.ttl:g}s in the resolver of nginx",
+                        f"{now - started:.1f} s; take 'valid' out of the resolver of nginx",
                         exchanges=(exchange,),
                     )
                 )
@@ -186,7 +187,7 @@ class DnsDriver:
         return DriverError(
             f"{self.target}: nobody asks for {zone.name} at {self._listen}; in the upstream of nginx 1.27.3 or "
             f"later expected: zone {zone.name.partition('.')[0]} 64k; server {zone.name}{port} {service}resolve; "
-            f"resolver {self._listen} valid={zone.ttl:g}s{family}; resolver_timeout 1s;",
+            f"resolver {self._listen}{family}; resolver_timeout 1s;",
             away=True,
         )
 

@@ -34,6 +34,8 @@ def _of(row: DriverRow) -> Iterator[Feature]:
     elif row.warnings:
         for warning in row.warnings:
             reason, _, remedy = warning.rpartition("; ")
-            yield Feature(name=name, state=State.DEGRADED, reason=reason or remedy, remedy=remedy if reason else "")
+            yield Feature(
+                name=name, state=State.DEGRADED, reason=reason or remedy, remedy=remedy if reason else ""
+            )
     else:
         yield Feature(name=name, state=State.OK, reason=f"{past} since the start" if past else "")

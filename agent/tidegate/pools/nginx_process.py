@@ -115,7 +115,8 @@ class Nginx:
         if not pid or ": master process" not in title(pid):
             what = f"pid {pid} is no master process of nginx" if pid else "no pid"
             raise DriverError(
-                f"nginx isn't running: {path}: expected the pid of its master, found {what}; start nginx", away=True
+                f"nginx isn't running: {path}: expected the pid of its master, found {what}; start nginx",
+                away=True,
             )
         return pid
 

@@ -40,7 +40,7 @@ GATEWAY = """\
 upstream inventory {{
     zone inventory 256k;
     server {server} resolve;
-    resolver 127.0.0.1:5300 valid=1s{family};
+    resolver 127.0.0.1:5300{family};
     resolver_timeout 1s;
     keepalive 32;
 }}

@@ -165,6 +165,9 @@ BAD = {
     "{a: {destination_rule: x, connection_pool: {}}}": (
         "f:1:12: pools.a: expected connection_pool or destination_rule, found both"
     ),
+    "{a: {drivers: [{nginx: {include: /a}}]}, b: {drivers: [{nginx: {include: /a}}]}}": (
+        "f:1:1: pools.b.drivers: expected a file or a name of one pool each, found /a in a"
+    ),
     "{a: {recovery: maybe}}": "f:1:23: pools.a.recovery: expected one of time, probe, found 'maybe'",
     "{a: {drivers: [{apache: {}}]}}": (
         "f:1:24: pools.a.drivers[0].apache: unknown key; known here: nginx, dns, haproxy, envoy, failfast"

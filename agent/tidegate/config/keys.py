@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.config.limits import RateLimit
-from tidegate.config.pools import Breaker, Pool
+from tidegate.config.pools import Breaker, Pool, written_whole
 from tidegate.config.units import Listen
 from tidegate.config.values import (
     Address,
@@ -156,4 +156,10 @@ class Config(Section, frozen=True, kw_only=True):
                 if other != name:
                     raise ValueError(
                         f"pools.{name}.endpoints: expected endpoints of one pool each, found {endpoint} in {other}"
+                    )
+            for file in filter(None, map(written_whole, pool.drivers)):
+                other = owners.setdefault(file, name)
+                if other != name:
+                    raise ValueError(
+                        f"pools.{name}.drivers: expected a file or a name of one pool each, found {file} in {other}"
                     )

@@ -122,6 +122,19 @@ def _place(driver: AnyDriver) -> tuple[str, ...]:
             return ("failfast", *driver.services)
 
 
+def written_whole(driver: AnyDriver) -> str | None:
+    """Return what a driver writes for its pool alone; None where each endpoint has a place of its own."""
+    match driver:
+        case NginxDriver():
+            return driver.include
+        case DnsDriver():
+            return f"{driver.listen} {driver.name}"
+        case EnvoyDriver():
+            return driver.eds
+        case _:
+            return None
+
+
 class UpstreamFeed(Section, frozen=True, kw_only=True):
     """What nginx says of its upstreams, from its log lines."""
 

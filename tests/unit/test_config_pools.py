@@ -166,7 +166,7 @@ BAD = {
         "f:1:12: pools.a: expected connection_pool or destination_rule, found both"
     ),
     "{a: {drivers: [{nginx: {include: /a}}]}, b: {drivers: [{nginx: {include: /a}}]}}": (
-        "f:1:1: pools.b.drivers: expected a file or a name of one pool each, found /a in a"
+        "f:1:1: pools.b.drivers: expected a file or name of one pool each, found /a in a"
     ),
     "{a: {recovery: maybe}}": "f:1:23: pools.a.recovery: expected one of time, probe, found 'maybe'",
     "{a: {drivers: [{apache: {}}]}}": (

@@ -161,5 +161,5 @@ class Config(Section, frozen=True, kw_only=True):
                 other = owners.setdefault(file, name)
                 if other != name:
                     raise ValueError(
-                        f"pools.{name}.drivers: expected a file or a name of one pool each, found {file} in {other}"
+                        f"pools.{name}.drivers: expected a file or name of one pool each, found {file} in {other}"
                     )

@@ -41,7 +41,7 @@ frontend gateway
     bind :{port}
     default_backend inventory_service
 backend inventory_service
-    default-server check inter 500ms observe layer7 error-limit {failures} on-error mark-down
+    default-server check inter 200ms observe layer7 error-limit {failures} on-error mark-down
 {servers}
 """
 

@@ -117,6 +117,9 @@ class _Clients:
                 await asyncio.sleep(0.01)  # or a proxy that is away would be called without a pause
             if self._pause:
                 await asyncio.sleep(self._pause)
+                if streams is not None and streams[0].at_eof():
+                    streams[1].close()  # by the server meanwhile, as any client sees before it sends
+                    streams = None
         if streams is not None:
             streams[1].close()
             with contextlib.suppress(OSError):

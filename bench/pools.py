@@ -240,7 +240,7 @@ def resolved() -> Figure:
         with Asked(rig.driver(journal), journal) as asked:
             loop = ClosedLoop(rig.client, rig.gateway.v4, 80, workers=WORKERS, pause=0.005)
             time.sleep(1.0)
-            # At any time of the two seconds between nginx's questions, one of which has just been.
+            # At any time of the seconds between nginx's questions, one of which has just been.
             done = rounds(asked, (0.0, 2.0), ROUNDS, rotates=True)
             requests = loop.stop()
     arrivals = {name: [request.end for request in requests if request.body == name] for name in INVENTORY}
@@ -248,8 +248,8 @@ def resolved() -> Figure:
         "nginx resolve",
         "1.2 s",
         taken_of(done, arrivals, requests),
-        "told by the clients, who pause 5 ms; decided at times spread evenly over the 2 s between nginx's "
-        "questions (ttl 1 s, `valid=1s`)",
+        "told by the clients, who pause 5 ms; decided at times spread evenly over two seconds, in each of "
+        "which nginx asks once",
     )
 
 

@@ -279,9 +279,7 @@ def test_where_nobody_asks_that_is_said_and_nothing_is_forgotten(free: Listen, t
     driver = driver_at(free, path=tmp_path)
     driver.apply({FIRST: 0})
     assert driver.read()[FIRST] is Use.ACTIVE
-    expected = (
-        rf"nobody asks for {NAME} at {free}; .* server {NAME}:5000 resolve; resolver {free} ipv6=off;"
-    )
+    expected = rf"nobody asks for {NAME} at {free}; .* server {NAME}:5000 resolve; resolver {free} ipv6=off;"
     with pytest.raises(DriverError, match=expected) as caught:
         driver.restore()
     assert caught.value.away

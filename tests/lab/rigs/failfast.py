@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.gateway import Nginx
 from lab.lab import Lab
-from lab.network import cgroup_root, enter
+from lab.network import enter
 from tests.lab.rigs.rig import ENDPOINTS
 from tidegate.pools.driver import Driver
 from tidegate.pools.failfast import FailfastDriver, Refusals, endpoint_of, load
@@ -48,7 +48,7 @@ class FailfastRig:
         self._gateway = lab.host("gateway", 16)
         bpf, _ = load()
         for name in ("failfast_4", "failfast_6"):
-            bpf.links.append(bpf.programs[name].attach_cgroup(cgroup_root()))
+            bpf.links.append(bpf.programs[name].attach_cgroup(lab.cgroup))
         self._refusals = Refusals(bpf)
         lab.stack.callback(self._refusals.close)
 
@@ -63,7 +63,11 @@ class FailfastRig:
         self._refusals.renew()
         argv = [sys.executable, "-c", _CLIENT, str(requests), *ENDPOINTS]
         done = subprocess.run(
-            enter(self._gateway.namespace, argv), capture_output=True, text=True, check=True, timeout=60
+            enter(self._gateway.namespace, argv, self._gateway.lab.cgroup),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         return Counter(done.stdout.split())
 

@@ -135,8 +135,7 @@ def remove_cgroup(top: Path) -> None:
 
 def _empty(cgroup: Path, deadline: float = 5.0) -> None:
     end = time.monotonic() + deadline
-    # A process whose first thread has ended isn't listed any more, while its other threads still keep the cgroup.
-    while "populated 1" in (cgroup / "cgroup.events").read_text(encoding="ascii"):
+    while _is_populated(cgroup):
         pids = (cgroup / "cgroup.procs").read_text(encoding="ascii").split()
         if time.monotonic() > end:
             raise TimeoutError(f"lab: processes {', '.join(pids)} in {cgroup} don't end")
@@ -144,6 +143,14 @@ def _empty(cgroup: Path, deadline: float = 5.0) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         os.sched_yield()
+
+
+def _is_populated(cgroup: Path) -> bool:
+    """Tell whether there is a thread: of a process whose first one has ended ``cgroup.procs`` says nothing."""
+    events = cgroup / "cgroup.events"
+    if events.exists():
+        return "populated 1" in events.read_text(encoding="ascii")
+    return bool((cgroup / "tasks").read_text(encoding="ascii"))  # cgroup v1
 
 
 def lab_name(number: int) -> str:

@@ -118,7 +118,7 @@ def test_several_drivers_of_one_pool(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_the_story_is_told_live() -> None:
-    argv = [sys.executable, "-m", "lab", "--story", "haproxy", "--rounds", "1", "--ejection", "2s"]
+    argv = [sys.executable, "-m", "lab", "--story", "haproxy", "--rounds", "1", "--ejection", "8s"]
     live = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
     text = re.sub(r"\d\d:\d\d:\d\d\.\d{3} +", "", live.stdout)
     said = [line for line in text.splitlines() if line]

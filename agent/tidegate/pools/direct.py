@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from tidegate.errors import TidegateError
 from tidegate.model.driver import DriverRow, Result, Standing, Use
 from tidegate.pools.driver import Wanted
 from tidegate.pools.failfast import FailfastDriver, Refusals, endpoint_of
-from tidegate.pools.updates import Counts, Told
+from tidegate.pools.updates import Told, Updating
 
 log = logging.getLogger("tidegate")
 
@@ -35,9 +35,8 @@ class Direct:
         self.pool, self.endpoints = pool, endpoints
         by_name = {name: endpoint_of(name) for name in endpoints}
         self._driver = FailfastDriver(refusals, by_name) if refusals else None
-        self._record, self._clock = record, clock
         self._discovery = self._driver.discover() if self._driver else None
-        self._counts = Counts()
+        self._updating = Updating(pool, self.name, FailfastDriver.target, record, clock)
         self._error = "" if self._driver else "the kernel can't refuse connects here, see the agent's log"
 
     @property
@@ -52,13 +51,16 @@ class Direct:
         try:
             exchanges = self._driver.apply(wanted)
         except TidegateError as error:
-            self._tell(Result.FAILED, decided, {}, [], str(error))
+            self._updating.tell(Result.FAILED, decided, {}, [], str(error))
+            if str(error) != self._error:
+                log.error("pools: %s: %s: %s", self.pool, self.name, error)
             self._error = str(error)
             return
         self._error = ""
+        self._updating.is_well()
         if exchanges:
             changed = {exchange.command.split(" ", 1)[0]: exchange.command for exchange in exchanges}
-            self._tell(Result.OK, decided, changed, exchanges, "")
+            self._updating.tell(Result.OK, decided, changed, exchanges)
 
     def row(self) -> DriverRow:
         """Return what there is to show."""
@@ -77,22 +79,5 @@ class Direct:
             uses=dict(uses),
             error=self._error,
             warnings=self._discovery.warnings if self._discovery else (),
-            updates=self._counts.rows(self.pool, self.name),
+            updates=self._updating.rows(),
         )
-
-    def _tell(
-        self,
-        result: Result,
-        began: float,
-        changed: dict[str, str],
-        exchanges: Sequence[tuple[str, str]],
-        error: str,
-    ) -> None:
-        seconds = max(self._clock() - began, 0.0)
-        self._counts.add(result, seconds)
-        if error != self._error or not error:
-            if error:
-                log.error("pools: %s: %s: %s", self.pool, self.name, error)
-            self._record(
-                Told(self.pool, self.name, FailfastDriver.target, result, changed, exchanges, seconds, error)
-            )

@@ -15,7 +15,7 @@ from tidegate.model.driver import DriverRow, Result, Standing, Use
 from tidegate.pools.driver import Discovery, Driver, Wanted
 from tidegate.pools.journal import Journal
 from tidegate.pools.plan import Plan, plan, undone
-from tidegate.pools.updates import Counts, Told
+from tidegate.pools.updates import Told, Updating
 
 log = logging.getLogger("tidegate")
 
@@ -63,7 +63,7 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool, self.name, self.driver, self._journal = pool, name, driver, journal
-        self._record, self._once, self._clock = record, once, clock
+        self._once, self._clock = once, clock
         self._settles = getattr(driver, "settles", _SETTLES)
         self._woken = threading.Condition()
         self._wanted: dict[str, int] = {}
@@ -73,14 +73,14 @@ class Keeper:
         self._discovery: Discovery | None = None
         self._discovered = float("-inf")
         self._uses: dict[str, Use] = {}
-        self._standing, self._error, self._recorded = Standing.STARTING, "", ""
+        self._standing, self._error = Standing.STARTING, ""
         self._refused: tuple[str, ...] = ()
         self._delay = 0.0
         self._replays = 0
         self._done: Wanted = {}
         self._was: dict[str, Use] = {}
         self._sent: list[tuple[str, str]] = []
-        self._counts = Counts()
+        self._updating = Updating(pool, name, driver.target, record, clock)
         self._thread = threading.Thread(target=self._run, name=f"{pool} {name}", daemon=True)
 
     # What others call.
@@ -156,7 +156,7 @@ class Keeper:
             replays=self._replays,
             old_workers=old[0],
             old_worker_bytes=old[1],
-            updates=self._counts.rows(self.pool, self.name),
+            updates=self._updating.rows(),
         )
 
     # What its thread does.
@@ -252,20 +252,20 @@ class Keeper:
             others = ", ".join(f"{name} {self._uses[name]}" for name in says[:_LISTED])
             others += f" and {len(says) - _LISTED} more" if len(says) > _LISTED else ""
             message = f"{self.driver.target}: it was told, but says: {others}; it is told again"
-            self._tell(Result.UNVERIFIED, began, changed, exchanges, message)
+            self._updating.tell(Result.UNVERIFIED, began, changed, exchanges, message)
             self._settle(Standing.BEHIND, message)
             self._come_back_to(began)
             return
         self._done, self._was = planned.out, self._uses
         if changed or exchanges:
-            self._tell(Result.OK, began, changed, exchanges, "")
+            self._updating.tell(Result.OK, began, changed, exchanges, "")
         if planned.refused:
             message = (
                 f"{self.driver.target}: {shown(', '.join(planned.refused))} can't be taken out: too few endpoints "
                 "that it uses would be left; min_healthy of the pool is the bound"
             )
             if self._error != message:
-                self._tell(Result.REFUSED, began, dict.fromkeys(planned.refused, "refused"), (), message)
+                self._updating.tell(Result.REFUSED, began, dict.fromkeys(planned.refused, "refused"), (), message)
             self._settle(Standing.BEHIND, message)
             self._delay = 0.0
         else:
@@ -301,7 +301,7 @@ class Keeper:
             if self._journal.entries:
                 with self._journal.turn():
                     exchanges = self.driver.restore()
-                self._tell(Result.OK, began, {}, [*self._take_sent(), *exchanges], "")
+                self._updating.tell(Result.OK, began, {}, [*self._take_sent(), *exchanges], "")
         except DriverError as error:
             self._fail(error, began, again=None)
         except Exception:
@@ -310,7 +310,7 @@ class Keeper:
     def _fail(self, error: DriverError, began: float, again: float | None) -> None:
         if again is not None or self._restores or self._wanted or self._journal.entries:
             # Else it was only to be read.
-            self._tell(Result.FAILED, began, {}, [*self._take_sent(), *error.exchanges], str(error))
+            self._updating.tell(Result.FAILED, began, {}, [*self._take_sent(), *error.exchanges], str(error))
         if error.away:
             self._uses = {}
             self._discovery = None  # another version may come back
@@ -327,26 +327,11 @@ class Keeper:
         if error:
             self._delay = min(max(2 * self._delay, _AGAIN), _AT_MOST)
         else:
-            self._delay, self._recorded = 0.0, ""
+            self._delay = 0.0
+            self._updating.is_well()
         if error != self._error:
             if error:
                 log.error("pools: %s: %s: %s", self.pool, self.name, error)
             else:
                 log.info("pools: %s: %s: in step again with %s", self.pool, self.name, self.driver.target)
         self._standing, self._error = standing, error
-
-    def _tell(
-        self,
-        result: Result,
-        began: float,
-        changed: dict[str, str],
-        exchanges: Sequence[tuple[str, str]],
-        error: str,
-    ) -> None:
-        seconds = max(self._clock() - began, 0.0)
-        self._counts.add(result, seconds)
-        if not error or error != self._recorded:  # each failure once
-            self._recorded = error
-            self._record(
-                Told(self.pool, self.name, self.driver.target, result, changed, exchanges, seconds, error)
-            )

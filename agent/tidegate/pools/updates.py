@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,19 +25,39 @@ class Told(NamedTuple):
     error: str
 
 
-class Counts:
-    """How many updates of a driver there were, by how they ended, and after how long."""
+class Updating:
+    """The updates of one driver: counts each by how it ended, and tells ``record`` of each, of a failure once."""
 
-    def __init__(self) -> None:
-        self._of = {result: _Count() for result in Result}
+    def __init__(
+        self, pool: str, driver: str, target: str, record: Callable[[Told], None], clock: Callable[[], float]
+    ) -> None:
+        self._pool, self._driver, self._target = pool, driver, target
+        self._record, self._clock = record, clock
+        self._counts = {result: _Count() for result in Result}
+        self._failure = ""
 
-    def add(self, result: Result, seconds: float) -> None:
-        """Count one that took so long from the decision."""
-        self._of[result].add(seconds)
+    def tell(
+        self,
+        result: Result,
+        began: float,
+        changed: dict[str, str],
+        exchanges: Sequence[tuple[str, str]],
+        error: str = "",
+    ) -> None:
+        """Take an update that was decided at ``began`` and has ended now."""
+        seconds = max(self._clock() - began, 0.0)
+        self._counts[result].add(seconds)
+        if not error or error != self._failure:
+            self._failure = error
+            self._record(Told(self._pool, self._driver, self._target, result, changed, exchanges, seconds, error))
 
-    def rows(self, pool: str, driver: str) -> tuple[Updates, ...]:
+    def is_well(self) -> None:
+        """Tell of the next failure in any case."""
+        self._failure = ""
+
+    def rows(self) -> tuple[Updates, ...]:
         """Return what there is to show, of each result."""
-        return tuple(count.row(pool, driver, result) for result, count in self._of.items())
+        return tuple(count.row(self._pool, self._driver, result) for result, count in self._counts.items())
 
 
 class _Count:
